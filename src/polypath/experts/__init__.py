@@ -1,0 +1,5 @@
+"""What is chosen: banks of experts."""
+
+from polypath.experts.feedforward import FeedForwardExperts
+
+__all__ = ["FeedForwardExperts"]

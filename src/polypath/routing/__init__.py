@@ -1,0 +1,61 @@
+"""Who serves whom: routing record, routers, losses, dispatch, the routed layer, the recorder."""
+
+from polypath.routing.auxiliary import (
+    AuxiliaryLoss,
+    Entropy,
+    Importance,
+    LoadBalance,
+    RouterZ,
+    whole_batch,
+)
+from polypath.routing.context import RoutingContext, current, given
+from polypath.routing.dispatch import dispatch
+from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
+from polypath.routing.layer import MoE, losses, routed_layers, update_biases
+from polypath.routing.record import Routing
+from polypath.routing.recorder import Routes, record, replay
+from polypath.routing.routers import (
+    ExpertChoiceRouter,
+    HashRouter,
+    Router,
+    SoftRouter,
+    TopKRouter,
+)
+from polypath.routing.scorers import CosineScorer, LinearScorer, NoisyLinearScorer
+from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK
+
+__all__ = [
+    "All",
+    "AuxiliaryLoss",
+    "CosineScorer",
+    "Entropy",
+    "ExpertChoice",
+    "ExpertChoiceRouter",
+    "HashRouter",
+    "Importance",
+    "LinearScorer",
+    "LoadBalance",
+    "MoE",
+    "NoisyLinearScorer",
+    "Router",
+    "RouterZ",
+    "Routes",
+    "Routing",
+    "RoutingContext",
+    "SelectionBias",
+    "SigmoidGate",
+    "SoftRouter",
+    "SoftmaxGate",
+    "TopK",
+    "TopKRouter",
+    "UniformGate",
+    "current",
+    "dispatch",
+    "given",
+    "losses",
+    "record",
+    "replay",
+    "routed_layers",
+    "update_biases",
+    "whole_batch",
+]

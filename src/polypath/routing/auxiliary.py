@@ -1,0 +1,211 @@
+"""Auxiliary losses on routings, each with one meaning everywhere.
+
+Every loss is a function of sums over counted things. That is what makes it the same number, with
+the same gradient, whether a batch is seen whole, in micro-batches or over ranks: the sums of the
+whole global batch take part as constants, and each part adds its own gradient. Losses of the parts
+add up to the loss of the whole. Padding (outside `Routing.mask`) never counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from polypath.errors import InputError
+from polypath.routing.context import RoutingContext
+from polypath.routing.record import Routing
+
+
+class AuxiliaryLoss(nn.Module):
+    """A loss on one layer's routing; `weight` multiplies it.
+
+    A subclass names itself and gives `sums(routing, context)`, (S,), additive over things, whose
+    last entry is the number of counted things, and `value(sums)`, a scalar.
+    """
+
+    name: str
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self._whole: Tensor | None = None
+        self._counting = False
+
+    def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
+        raise NotImplementedError
+
+    def value(self, sums: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, routing: Routing, context: RoutingContext) -> Tensor:
+        """The part's share of the loss over the whole global batch, a scalar."""
+        own = self.sums(routing, context)
+        if self._counting:
+            self._whole = own.detach() if self._whole is None else self._whole + own.detach()
+            return own.new_zeros(())
+        whole = _over_ranks(own.detach()) if self._whole is None else self._whole
+        loss = self.value(whole + own - own.detach())
+        share = own[-1].detach() / whole[-1].clamp_min(1)
+        return self.weight * (loss - loss.detach() * (1 - share))
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight}"
+
+
+class LoadBalance(AuxiliaryLoss):
+    """E · Σ fᵢ Pᵢ: the share of choices times the mean probability; 1 when both are uniform.
+
+    fᵢ is divided by k (choices, not things, are counted) and Pᵢ by the sum of the gate's
+    probabilities, so that the loss reads the same for every k and every gate.
+    over="batch": f and P over the whole global batch, all micro-batches and ranks
+        (Switch Transformers, equation 4; Qiu et al. 2025 for the global batch).
+    over="sequence": f and P within each sequence, averaged over things (DeepSeek-V3, equation 17).
+    """
+
+    name = "load_balance"
+
+    def __init__(self, weight: float = 1e-2, over: Literal["batch", "sequence"] = "batch") -> None:
+        super().__init__(weight)
+        self.over = over
+
+    def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
+        chosen, p, counted = _choices(routing), _shares(routing), _counted(routing)
+        if self.over == "batch":
+            return torch.cat([chosen.sum(0), p.sum(0), counted.sum()[None]])
+        batch = context.need("shape", "LoadBalance(over='sequence')")[0]
+        chosen, p, counted = (t.unflatten(0, (batch, -1)).sum(1) for t in (chosen, p, counted))
+        loss = _balance(chosen, p, counted)
+        return torch.stack([(loss * counted).sum(), counted.sum()])
+
+    def value(self, sums: Tensor) -> Tensor:
+        if self.over == "sequence":
+            return sums[0] / sums[1].clamp_min(1)
+        chosen, p = sums[:-1].chunk(2)
+        return _balance(chosen, p, sums[-1])
+
+
+class Importance(AuxiliaryLoss):
+    """Squared coefficient of variation of the experts' summed weights; 0 when they are equal.
+
+    Source: Shazeer et al. 2017, equation 7.
+    """
+
+    name = "importance"
+
+    def __init__(self, weight: float = 1e-2) -> None:
+        super().__init__(weight)
+
+    def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
+        return torch.cat([routing.importance(), _counted(routing).sum()[None]])
+
+    def value(self, sums: Tensor) -> Tensor:
+        importance = sums[:-1]
+        return importance.var(unbiased=False) / importance.mean().square().clamp_min(1e-20)
+
+
+class RouterZ(AuxiliaryLoss):
+    """Mean of (log Σ exp scores)², which keeps the scores small.
+
+    Source: ST-MoE (Zoph et al. 2022), equation 5.
+    """
+
+    name = "router_z"
+
+    def __init__(self, weight: float = 1e-3) -> None:
+        super().__init__(weight)
+
+    def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
+        z = routing.scores.logsumexp(-1).square()
+        return _mean_sums(z, routing)
+
+    def value(self, sums: Tensor) -> Tensor:
+        return sums[0] / sums[1].clamp_min(1)
+
+
+class Entropy(AuxiliaryLoss):
+    """Mean entropy of the gate's probabilities, in nats; a negative weight asks for indecision."""
+
+    name = "entropy"
+
+    def __init__(self, weight: float = 1e-2) -> None:
+        super().__init__(weight)
+
+    def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
+        return _mean_sums(routing.entropy(), routing)
+
+    def value(self, sums: Tensor) -> Tensor:
+        return sums[0] / sums[1].clamp_min(1)
+
+
+def _counted(routing: Routing) -> Tensor:
+    """(T,) in the scores' dtype: 1 for things that count, 0 for padding."""
+    if routing.mask is None:
+        return routing.scores.new_ones(len(routing))
+    return routing.mask.to(routing.scores.dtype)
+
+
+def _mean_sums(values: Tensor, routing: Routing) -> Tensor:
+    counted = _counted(routing)
+    return torch.stack([torch.where(counted > 0, values, 0.0).sum(), counted.sum()])
+
+
+def _choices(routing: Routing) -> Tensor:
+    """(T, E): 1 where a counted thing chose the expert; no gradient."""
+    filled = (routing.experts >= 0).to(routing.scores.dtype) * _counted(routing)[:, None]
+    chosen = torch.zeros_like(routing.scores)
+    return chosen.scatter_add_(1, routing.experts.clamp_min(0), filled)
+
+
+def _shares(routing: Routing) -> Tensor:
+    """(T, E): the gate's probabilities of counted things, each row scaled to sum to one."""
+    if routing.probabilities is None:
+        raise InputError("load balance: this routing has no probabilities; its router gives none")
+    p = routing.probabilities
+    return p / p.sum(-1, keepdim=True).clamp_min(1e-20) * _counted(routing)[:, None]
+
+
+def _balance(chosen: Tensor, p: Tensor, counted: Tensor) -> Tensor:
+    """E Σ f P from the sums of choices (..., E), of probabilities (..., E) and of things (...)."""
+    f = chosen.detach() / chosen.detach().sum(-1, keepdim=True).clamp_min(1)
+    return p.shape[-1] * (f * p).sum(-1) / counted.clamp_min(1)
+
+
+def _over_ranks(sums: Tensor) -> Tensor:
+    if dist.is_initialized():
+        sums = sums.clone()
+        dist.all_reduce(sums)
+    return sums
+
+
+@contextmanager
+def whole_batch(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> Iterator[None]:
+    """Make auxiliary losses inside the block those of a global batch that is seen in parts.
+
+    passes: calls that run `model` on each part, in order. They run once here without gradients to
+    count, and the random state is put back, so that the real passes inside the block choose alike.
+    Costs one forward more; only worth it with two parts or more, and exact then.
+    """
+    parts = [m for m in model.modules() if isinstance(m, AuxiliaryLoss)]
+    if not parts:
+        yield
+        return
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            for part in parts:
+                part._counting = True
+            for run in passes:
+                run()
+        for part in parts:
+            part._counting = False
+            if part._whole is not None:
+                part._whole = _over_ranks(part._whole)
+        yield
+    finally:
+        for part in parts:
+            part._counting, part._whole = False, None

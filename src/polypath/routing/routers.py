@@ -1,0 +1,182 @@
+"""Routers: named compositions of a scorer, a selection and a gate.
+
+Compose your own with `Router(scorer, selection, gate)`; the classes below are the published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from polypath.errors import InputError, unknown
+from polypath.routing.auxiliary import AuxiliaryLoss
+from polypath.routing.context import RoutingContext
+from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
+from polypath.routing.record import Routing
+from polypath.routing.scorers import CosineScorer, LinearScorer, NoisyLinearScorer
+from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK, over_capacity
+
+SCORERS = {"linear": LinearScorer, "cosine": CosineScorer, "noisy": NoisyLinearScorer}
+
+
+class Router(nn.Module):
+    """Decides which experts serve each thing: x (T, D) and a context to a Routing.
+
+    scorer: x, context to scores (T, E).
+    selection: scores, probabilities, context to experts (T, K).
+    gate: scores to probabilities (T, E), and both with experts to weights (T, K).
+    losses: auxiliary losses of this layer's routing.
+    capacity: an expert serves at most ⌈capacity · T · K / E⌉ things and drops the rest; None for no
+        limit.
+    """
+
+    def __init__(
+        self,
+        scorer: nn.Module,
+        selection: nn.Module,
+        gate: nn.Module,
+        losses: Iterable[AuxiliaryLoss] = (),
+        capacity: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.selection = selection
+        self.gate = gate
+        self.losses = nn.ModuleList(losses)
+        self.capacity = capacity
+
+    def forward(self, x: Tensor, context: RoutingContext | None = None) -> Routing:
+        """Route x (T, D). Raises InputError where the context lacks what a piece needs."""
+        context = context or RoutingContext()
+        scores = self.scorer(x, context)
+        if context.candidates is not None:
+            scores = scores.masked_fill(~context.candidates, -torch.inf)
+        probabilities = self.gate.probabilities(scores)
+        experts = context.experts
+        if experts is None:
+            experts = self.selection(scores, probabilities, context)
+        weights = self.gate.weights(scores, probabilities, experts)
+        if self.capacity is not None:
+            late = over_capacity(experts, scores.shape[1], self.capacity)
+            experts, weights = experts.masked_fill(late, -1), weights.masked_fill(late, 0.0)
+        routing = Routing(scores, experts, weights, probabilities, context.mask)
+        return replace(routing, losses={loss.name: loss(routing, context) for loss in self.losses})
+
+    def extra_repr(self) -> str:
+        return "" if self.capacity is None else f"capacity={self.capacity}"
+
+
+class TopKRouter(Router):
+    """Each thing goes to the k experts that score highest.
+
+    scorer: "linear", "cosine" (X-MoE), "noisy" (Shazeer et al. 2017) or a module of your own.
+    gate: "softmax" (softmax over all, then top-k: OLMoE), "softmax-chosen" (top-k, then softmax:
+        Mixtral) or "sigmoid" (each for itself, then normalised: DeepSeek-V3).
+    bias_rate: the rate of a selection-only bias that balances without a loss (Wang et al. 2024).
+    Raises InputError when k is not within 1..num_experts or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        k: int,
+        scorer: str | nn.Module = "linear",
+        gate: Literal["softmax", "softmax-chosen", "sigmoid"] = "softmax-chosen",
+        losses: Iterable[AuxiliaryLoss] = (),
+        capacity: float | None = None,
+        bias_rate: float | None = None,
+    ) -> None:
+        if not 1 <= k <= num_experts:
+            raise InputError(f"TopKRouter: k={k} of {num_experts} experts; 1 ≤ k ≤ E is needed")
+        gates = {
+            "softmax": SoftmaxGate,
+            "softmax-chosen": lambda: SoftmaxGate("chosen"),
+            "sigmoid": SigmoidGate,
+        }
+        if gate not in gates:
+            raise unknown("gate", gate, gates)
+        bias = None if bias_rate is None else SelectionBias(num_experts, bias_rate)
+        scorer = _scorer(scorer, dim, num_experts)
+        super().__init__(scorer, TopK(k, bias), gates[gate](), losses, capacity)
+
+
+class ExpertChoiceRouter(Router):
+    """Each expert takes the things it likes best; `factor` is the mean count of experts per thing.
+
+    Source: Zhou et al. 2022. Not causal: never use it to generate text.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        factor: float = 2.0,
+        scorer: str | nn.Module = "linear",
+        losses: Iterable[AuxiliaryLoss] = (),
+    ) -> None:
+        scorer = _scorer(scorer, dim, num_experts)
+        super().__init__(scorer, ExpertChoice(factor), SoftmaxGate("all"), losses)
+
+
+class SoftRouter(Router):
+    """Every expert serves every thing, weighted by a softmax: the dense mixture of Jacobs 1991."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        scorer: str | nn.Module = "linear",
+        losses: Iterable[AuxiliaryLoss] = (),
+    ) -> None:
+        super().__init__(_scorer(scorer, dim, num_experts), All(), SoftmaxGate("all"), losses)
+
+
+class HashRouter(Router):
+    """A fixed pseudo-random set of k experts per token id; nothing is learnt.
+
+    Needs `tokens` in the context. Source: Hash Layers (Roller et al. 2021).
+    """
+
+    def __init__(self, num_experts: int, k: int = 1, seed: int = 0) -> None:
+        if not 1 <= k <= num_experts:
+            raise InputError(f"HashRouter: k={k} of {num_experts} experts; 1 ≤ k ≤ E is needed")
+        super().__init__(HashScorer(num_experts, seed), TopK(k), UniformGate())
+
+
+class HashScorer(nn.Module):
+    """Scores in [0, 1) that depend on the token id and the expert alone; no parameters."""
+
+    def __init__(self, num_experts: int, seed: int = 0) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.seed = seed
+
+    def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
+        tokens = context.need("tokens", "HashRouter")
+        experts = torch.arange(self.num_experts, device=tokens.device)
+        mixed = _mix(_mix(tokens[:, None] + (self.seed << 20)) ^ (experts + 1))
+        return (mixed & 0xFFFFFF).to(torch.float32) / 0x1000000
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, seed={self.seed}"
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A bijection of int64 that scatters neighbouring ids (multiply and fold, two rounds)."""
+    for factor in (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85):
+        bits = bits * factor
+        bits = bits ^ (bits >> 29)
+    return bits
+
+
+def _scorer(scorer: str | nn.Module, dim: int, num_experts: int) -> nn.Module:
+    if isinstance(scorer, nn.Module):
+        return scorer
+    if scorer not in SCORERS:
+        raise unknown("scorer", scorer, SCORERS)
+    return SCORERS[scorer](dim, num_experts)

@@ -1,0 +1,167 @@
+"""Selections: which experts serve a thing, given its scores and the gate's probabilities.
+
+A selection maps scores and probabilities (T, E) to experts (T, K) int64, -1 where a slot is empty.
+Choices carry no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from polypath.errors import InputError
+from polypath.routing.context import RoutingContext
+
+
+class SelectionBias(nn.Module):
+    """A bias per expert that only the selection sees, moved against the load after each step.
+
+    b ← b + rate · sign(mean load - load), over the things of the whole global batch.
+    Source: loss-free balancing (Wang et al. 2024), algorithm 1.
+    """
+
+    def __init__(self, num_experts: int, rate: float = 1e-3) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("value", torch.zeros(num_experts))
+        self.register_buffer("seen", torch.zeros(num_experts), persistent=False)
+
+    @torch.no_grad()
+    def observe(self, experts: Tensor, mask: Tensor | None) -> None:
+        """Count choices (T, K); things outside `mask` (T,) do not count."""
+        filled = experts >= 0
+        if mask is not None:
+            filled = filled & mask[:, None]
+        self.seen.index_add_(0, experts.clamp_min(0).flatten(), filled.flatten().to(self.seen))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the bias by what was seen since the last update, over all ranks, and forget it."""
+        if dist.is_initialized():
+            dist.all_reduce(self.seen)
+        self.value += self.rate * torch.sign(self.seen.mean() - self.seen)
+        self.seen.zero_()
+
+
+class TopK(nn.Module):
+    """The k highest scores of each thing.
+
+    bias: ranks probabilities + bias instead of scores (loss-free balancing).
+    groups, best_groups: experts lie in equal groups, and only the best groups may be chosen from,
+        a group counting the sum of its two highest (DeepSeek-V3, node-limited routing).
+    """
+
+    def __init__(
+        self,
+        k: int,
+        bias: SelectionBias | None = None,
+        groups: int = 1,
+        best_groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.k = k
+        self.bias = bias
+        self.groups = groups
+        self.best_groups = best_groups
+
+    def forward(self, scores: Tensor, probabilities: Tensor, context: RoutingContext) -> Tensor:
+        if self.k > scores.shape[1]:
+            raise InputError(
+                f"cannot choose k={self.k} of {scores.shape[1]} experts; k must be ≤ E"
+            )
+        experts = self._choose(scores.detach(), probabilities.detach())
+        if self.bias is not None and self.training and torch.is_grad_enabled():
+            self.bias.observe(experts, context.mask)
+        return experts
+
+    def _choose(self, scores: Tensor, probabilities: Tensor) -> Tensor:
+        ranking = scores
+        if self.bias is not None:
+            forbidden = scores == -torch.inf
+            ranking = (probabilities + self.bias.value).masked_fill(forbidden, -torch.inf)
+        if self.groups > 1:
+            ranking = self._within_best_groups(ranking)
+        best, experts = ranking.topk(self.k, dim=-1)
+        return experts.masked_fill(best == -torch.inf, -1)
+
+    def _within_best_groups(self, ranking: Tensor) -> Tensor:
+        grouped = ranking.unflatten(-1, (self.groups, -1))
+        worth = grouped.topk(2, dim=-1).values.sum(-1)
+        best = worth.topk(self.best_groups, dim=-1).indices
+        allowed = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, best, True)
+        return grouped.masked_fill(~allowed[:, :, None], -torch.inf).flatten(1)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}" + (f", best {self.best_groups}/{self.groups}" * (self.groups > 1))
+
+
+class ExpertChoice(nn.Module):
+    """Every expert takes the C things it likes best, C = ⌈factor · T / E⌉.
+
+    A thing may be served by any number of experts, none among them; K is the largest number met.
+    Not causal: whether a token is served depends on later tokens.
+    Source: Expert Choice Routing (Zhou et al. 2022), section 3.2; factor is the mean count.
+    """
+
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    @torch.no_grad()
+    def forward(self, scores: Tensor, probabilities: Tensor, context: RoutingContext) -> Tensor:
+        things, num_experts = scores.shape
+        wanted = probabilities.masked_fill(scores == -torch.inf, -torch.inf)
+        if context.mask is not None:
+            wanted = wanted.masked_fill(~context.mask[:, None], -torch.inf)
+            things = int(context.mask.sum())
+        taken = min(things, math.ceil(self.factor * things / num_experts))
+        best, places = wanted.topk(taken, dim=0)
+        serves = torch.zeros_like(wanted, dtype=torch.bool)
+        serves.scatter_(0, places, best > -torch.inf)
+        return _packed(serves)
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+class All(nn.Module):
+    """Every expert serves every thing, but for those that may not be chosen."""
+
+    @torch.no_grad()
+    def forward(self, scores: Tensor, probabilities: Tensor, context: RoutingContext) -> Tensor:
+        everyone = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+        return everyone.masked_fill(scores == -torch.inf, -1)
+
+
+def _packed(serves: Tensor) -> Tensor:
+    """(T, E) bool to (T, K) expert ids in ascending order, -1 behind them; K the largest count."""
+    width = int(serves.sum(-1).max()) if serves.numel() else 0
+    ids = torch.arange(serves.shape[1], device=serves.device)
+    ordered = torch.where(serves, ids, serves.shape[1]).sort(-1).values[:, : max(width, 1)]
+    return ordered.masked_fill(ordered == serves.shape[1], -1)
+
+
+@torch.no_grad()
+def over_capacity(experts: Tensor, num_experts: int, factor: float) -> Tensor:
+    """(T, K) bool: the choices that an expert of limited capacity has no room for.
+
+    Each expert has room for C = ⌈factor · T · K / E⌉ things and takes first choices before second
+    ones, earlier things before later ones. Source: GShard (2020), algorithm 1.
+    """
+    things, slots = experts.shape
+    room = math.ceil(factor * things * slots / num_experts)
+    queue = experts.T.flatten()
+    order = queue.argsort(stable=True)
+    count = torch.bincount(
+        queue.clamp_min(0) + (queue < 0) * num_experts, minlength=num_experts + 1
+    )
+    first = count[:num_experts].cumsum(0) - count[:num_experts]
+    empty = int((queue < 0).sum())
+    served = order[empty:]
+    place = torch.arange(len(served), device=experts.device) - first[queue[served]]
+    late = torch.zeros_like(queue, dtype=torch.bool)
+    late[served] = place >= room
+    return late.view(slots, things).T
