@@ -1,0 +1,33 @@
+"""The pages that people look at, and the plain data that they are made of."""
+
+from polypath.report.figures import (
+    Curves,
+    Explorer,
+    Figure,
+    Flow,
+    HeatMap,
+    Layer,
+    Passage,
+    Series,
+)
+from polypath.report.outcome import Claim, Outcome, Table
+from polypath.report.statistics import Estimate, estimate, judge, paired, series
+
+__all__ = [
+    "Claim",
+    "Curves",
+    "Estimate",
+    "Explorer",
+    "Figure",
+    "Flow",
+    "HeatMap",
+    "Layer",
+    "Outcome",
+    "Passage",
+    "Series",
+    "Table",
+    "estimate",
+    "judge",
+    "paired",
+    "series",
+]
