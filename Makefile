@@ -11,8 +11,7 @@ help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/installed-run  ## train the main job; make run ARGS="--quick" passes options on
-	@echo "polypath run moe-lm $(ARGS)"
-	@$(BIN)/polypath run moe-lm $(ARGS)
+	$(BIN)/polypath run moe-lm $(ARGS)
 
 test: lint  ## style, floors, types and the tests that are quick
 	@echo "Tests, without the slow ones"
@@ -36,8 +35,7 @@ docs: .venv/installed-docs  ## the documentation, as pages under site/
 	@$(BIN)/python -m mkdocs build --strict --quiet
 
 bench: .venv/installed-run  ## the MoE layer beside its peers
-	@echo "Benchmark of the MoE layer"
-	@$(BIN)/python benchmarks/moe_layer.py $(ARGS)
+	$(BIN)/python benchmarks/moe_layer.py $(ARGS)
 
 clean:  ## remove the environment, caches and built pages; runs/ stays
 	@echo "Removing .venv, caches, build/, dist/ and site/"
