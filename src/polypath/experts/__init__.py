@@ -1,5 +1,6 @@
 """What is chosen: banks of experts."""
 
+from polypath.experts.activations import ClampedSwiGLU
 from polypath.experts.feedforward import FeedForwardExperts
 
-__all__ = ["FeedForwardExperts"]
+__all__ = ["ClampedSwiGLU", "FeedForwardExperts"]

@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from polypath.errors import unknown
-from polypath.routing.dispatch import Linear, Network, dispatch
+from polypath.experts.activations import ACTIVATIONS, Activation
+from polypath.routing.dispatch import Linear, Network, Weights, dispatch
 from polypath.routing.record import Routing
 
 Kind = Literal["swiglu", "geglu", "gelu", "relu2"]
-GATED = {"swiglu": F.silu, "geglu": lambda h: F.gelu(h, approximate="tanh")}
-PLAIN = {"gelu": F.gelu, "relu2": lambda h: F.relu(h).square()}
 
 
 @dataclass(frozen=True)
 class FeedForward(Network):
-    """down(act(up x)), or down(act(gate x) ⊙ up x) for the gated kinds.
+    """down(activation(up x)), where up gives the gates too if the activation has any.
 
     Weights, in order: gate_up (2F, D) or up (F, D), its bias, down (D, F), its bias; a bias may be
     None.
-    Sources: SwiGLU and GEGLU, Shazeer 2020; ReLU², Primer (So et al. 2021).
     """
 
-    kind: str
+    activation: Activation
 
-    def equation(self, rows: Tensor, weights: Sequence[Tensor | None], linear: Linear) -> Tensor:
+    def equation(self, rows: Tensor, weights: Weights, linear: Linear) -> Tensor:
         w_in, b_in, w_out, b_out = weights
-        return linear(self.activate(linear(rows, w_in, b_in)), w_out, b_out)
-
-    def activate(self, hidden: Tensor) -> Tensor:
-        if self.kind in PLAIN:
-            return PLAIN[self.kind](hidden)
-        gate, up = hidden.chunk(2, -1)
-        return GATED[self.kind](gate) * up
+        return linear(self.activation.forward(linear(rows, w_in, b_in)), w_out, b_out)
 
 
 class FeedForwardExperts(nn.Module):
-    """E feed-forward networks D → F → D.
+    """E feed-forward networks D → F → D, in the layout of transformers' experts.
 
-    gate_up_proj: (E, 2F, D) for gated kinds, else up_proj: (E, F, D); down_proj: (E, D, F); the
-    layout of transformers' experts. kind: "swiglu", "geglu", "gelu" or "relu2".
+    gate_up_proj: (E, 2F, D) for gated kinds, else up_proj: (E, F, D); down_proj: (E, D, F); with
+    `bias`, gate_up_proj_bias (E, 2F) and down_proj_bias (E, D).
+    kind: "swiglu" (silu), "geglu" (gelu, tanh form), "gelu" and "relu2" (Primer, So et al. 2021)
+        without gates, or an Activation.
+    transposed: the weights are stored as (E, D, 2F) and (E, F, D), as in gpt-oss.
+    engine: see `dispatch`.
     """
 
     def __init__(
@@ -54,36 +48,54 @@ class FeedForwardExperts(nn.Module):
         num_experts: int,
         dim: int,
         hidden: int,
-        kind: Kind = "swiglu",
+        kind: Kind | Activation = "swiglu",
         bias: bool = False,
+        transposed: bool = False,
         engine: str | None = None,
     ) -> None:
         super().__init__()
-        if kind not in GATED | PLAIN:
-            raise unknown("feed-forward kind", kind, GATED | PLAIN)
+        if not isinstance(kind, Activation):
+            if kind not in ACTIVATIONS:
+                raise unknown("feed-forward kind", kind, ACTIVATIONS)
+            kind = ACTIVATIONS[kind]
         self.network = FeedForward(kind)
+        self.transposed = transposed
         self.engine = engine
-        width = hidden * (2 if kind in GATED else 1)
-        self.inner = "gate_up_proj" if kind in GATED else "up_proj"
-        self._add(self.inner, (num_experts, width, dim), dim, bias)
-        self._add("down_proj", (num_experts, dim, hidden), hidden, bias)
+        self.inner = "gate_up_proj" if kind.width == 2 else "up_proj"
+        self._add(self.inner, (num_experts, kind.width * hidden, dim), bias)
+        self._add("down_proj", (num_experts, dim, hidden), bias)
+        self.reset_parameters()
 
-    def _add(self, name: str, shape: tuple[int, int, int], fan_in: int, bias: bool) -> None:
-        weight = nn.Parameter(torch.empty(shape))
-        nn.init.normal_(weight, std=1 / math.sqrt(fan_in))
-        self.register_parameter(name, weight)
-        offset = nn.Parameter(torch.zeros(shape[:2])) if bias else None
+    def _add(self, name: str, shape: tuple[int, int, int], bias: bool) -> None:
+        experts, outs, ins = shape
+        stored = (experts, ins, outs) if self.transposed else shape
+        self.register_parameter(name, nn.Parameter(torch.empty(stored)))
+        offset = nn.Parameter(torch.empty(experts, outs)) if bias else None
         self.register_parameter(f"{name}_bias", offset)
 
-    def weights(self) -> tuple[Tensor | None, ...]:
-        """The stacked parameters in the order in which `network` reads them."""
+    def reset_parameters(self) -> None:
+        """Normal weights that keep the variance of their input, biases zero."""
+        for parameter in self.parameters():
+            if parameter.dim() == 3:
+                fan_in = parameter.shape[1 if self.transposed else 2]
+                nn.init.normal_(parameter, std=1 / math.sqrt(fan_in))
+            else:
+                nn.init.zeros_(parameter)
+
+    def weights(self) -> Weights:
+        """The stacked parameters in the order in which `network` reads them, (E, out, in) each."""
         names = (self.inner, f"{self.inner}_bias", "down_proj", "down_proj_bias")
-        return tuple(getattr(self, name) for name in names)
+        w_in, b_in, w_out, b_out = (getattr(self, name) for name in names)
+        if self.transposed:
+            return w_in.mT, b_in, w_out.mT, b_out
+        return w_in, b_in, w_out, b_out
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """x (T, D), routing over T things to y (T, D)."""
         return dispatch(x, routing, self.network, self.weights(), self.engine)
 
     def extra_repr(self) -> str:
-        num_experts, dim, hidden = self.down_proj.shape
-        return f"{num_experts} × {self.network.kind} {dim} → {hidden} → {dim}"
+        num_experts, *sizes = self.down_proj.shape
+        hidden, dim = sizes if self.transposed else reversed(sizes)
+        layout = ", transposed" if self.transposed else ""
+        return f"{num_experts} × {dim} → {hidden} → {dim}, {self.network.activation}{layout}"

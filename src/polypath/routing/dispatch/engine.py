@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 
 from polypath.errors import unknown
-from polypath.routing.dispatch.network import Network
+from polypath.routing.dispatch.network import Network, Weights
 from polypath.routing.dispatch.plan import plan
 from polypath.routing.dispatch.reference import reference
 from polypath.routing.record import Routing
@@ -19,7 +19,7 @@ def dispatch(
     x: Tensor,
     routing: Routing,
     network: Network,
-    weights: Sequence[Tensor | None],
+    weights: Weights,
     engine: str | None = None,
 ) -> Tensor:
     """y (T, D): every thing through its experts, weighted and summed.

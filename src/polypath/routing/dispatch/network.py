@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """rows (R, in), weight (out, in) or (E, out, in), bias (out,) or (E, out) or None, to (R, out)."""
+
+Weights = Sequence[Any]
+"""A bank's parameters in the order in which its network reads them, None for one it lacks."""
 
 
 class Network:
@@ -18,5 +22,5 @@ class Network:
     of all experts and a grouped product for rows sorted by expert.
     """
 
-    def equation(self, rows: Tensor, weights: Sequence[Tensor | None], linear: Linear) -> Tensor:
+    def equation(self, rows: Tensor, weights: Weights, linear: Linear) -> Tensor:
         raise NotImplementedError

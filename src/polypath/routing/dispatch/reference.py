@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polypath.routing.dispatch.network import Network
+from polypath.routing.dispatch.network import Network, Weights
 from polypath.routing.dispatch.plan import Plan
 
 
-def reference(
-    x: Tensor, gates: Tensor, plan: Plan, network: Network, weights: Sequence[Tensor | None]
-) -> Tensor:
+def reference(x: Tensor, gates: Tensor, plan: Plan, network: Network, weights: Weights) -> Tensor:
     """y (T, D) = Σ gate · network(x) over the plan; x (T, D), gates (T, K), weights (E, ...) each."""
     y = torch.zeros_like(x)
     start = 0
