@@ -94,7 +94,6 @@ def test_nothing_is_pickled() -> None:
     assert not picklers
 
 
-@pytest.mark.skipif(not (PACKAGE / "cli.py").exists(), reason="no command line yet")
 def test_help_needs_no_engine() -> None:
     script = """
 import sys
