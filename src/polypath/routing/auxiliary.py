@@ -8,6 +8,7 @@ add up to the loss of the whole. Padding (outside `Routing.mask`) never counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from polypath.errors import InputError
+from polypath.errors import InputError, unknown
 from polypath.routing.context import RoutingContext
+from polypath.routing.layer import rehearsal
 from polypath.routing.record import Routing
 
 
@@ -26,6 +28,8 @@ class AuxiliaryLoss(nn.Module):
 
     A subclass names itself and gives `sums(routing, context)`, (S,), additive over things, whose
     last entry is the number of counted things, and `value(sums)`, a scalar.
+    Under torch.distributed a forward with gradients adds sums up over ranks, so all ranks have to
+    run alike; one without gradients gives the loss of its own things and asks nobody.
     """
 
     name: str
@@ -48,8 +52,10 @@ class AuxiliaryLoss(nn.Module):
         if self._counting:
             self._whole = own.detach() if self._whole is None else self._whole + own.detach()
             return own.new_zeros(())
-        whole = _over_ranks(own.detach()) if self._whole is None else self._whole
-        loss = self.value(whole + own - own.detach())
+        whole = self._whole
+        if whole is None:
+            whole = _over_ranks(own.detach()) if torch.is_grad_enabled() else own
+        loss = self.value(whole + (own - own.detach()))
         share = own[-1].detach() / whole[-1].clamp_min(1)
         return self.weight * (loss - loss.detach() * (1 - share))
 
@@ -64,21 +70,24 @@ class LoadBalance(AuxiliaryLoss):
     probabilities, so that the loss reads the same for every k and every gate.
     over="batch": f and P over the whole global batch, all micro-batches and ranks
         (Switch Transformers, equation 4; Qiu et al. 2025 for the global batch).
-    over="sequence": f and P within each sequence, averaged over things (DeepSeek-V3, equation 17).
+    over="sequence": f and P within each sequence, averaged over things (DeepSeek-V3, equation 17);
+        named "sequence_balance". The first dimension of the context's shape counts sequences.
     """
-
-    name = "load_balance"
 
     def __init__(self, weight: float = 1e-2, over: Literal["batch", "sequence"] = "batch") -> None:
         super().__init__(weight)
+        if over not in ("batch", "sequence"):
+            raise unknown("load balance over", over, ("batch", "sequence"))
         self.over = over
+        self.name = "load_balance" if over == "batch" else "sequence_balance"
 
     def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
         chosen, p, counted = _choices(routing), _shares(routing), _counted(routing)
         if self.over == "batch":
             return torch.cat([chosen.sum(0), p.sum(0), counted.sum()[None]])
-        batch = context.need("shape", "LoadBalance(over='sequence')")[0]
-        chosen, p, counted = (t.unflatten(0, (batch, -1)).sum(1) for t in (chosen, p, counted))
+        shape = context.need("shape", "LoadBalance(over='sequence')")
+        rows = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+        chosen, p, counted = (t.unflatten(0, rows).sum(1) for t in (chosen, p, counted))
         loss = _balance(chosen, p, counted)
         return torch.stack([(loss * counted).sum(), counted.sum()])
 
@@ -111,7 +120,7 @@ class Importance(AuxiliaryLoss):
 class RouterZ(AuxiliaryLoss):
     """Mean of (log Σ exp scores)², which keeps the scores small.
 
-    Source: ST-MoE (Zoph et al. 2022), equation 5.
+    A thing that no expert may serve adds 0. Source: ST-MoE (Zoph et al. 2022), equation 5.
     """
 
     name = "router_z"
@@ -120,8 +129,8 @@ class RouterZ(AuxiliaryLoss):
         super().__init__(weight)
 
     def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
-        z = routing.scores.logsumexp(-1).square()
-        return _mean_sums(z, routing)
+        z = routing.scores.logsumexp(-1)
+        return _mean_sums(z.masked_fill(z == -torch.inf, 0.0).square(), routing)
 
     def value(self, sums: Tensor) -> Tensor:
         return sums[0] / sums[1].clamp_min(1)
@@ -186,19 +195,19 @@ def _over_ranks(sums: Tensor) -> Tensor:
 def whole_batch(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> Iterator[None]:
     """Make auxiliary losses inside the block those of a global batch that is seen in parts.
 
-    passes: calls that run `model` on each part, in order. They run once here without gradients to
-    count, and the random state is put back, so that the real passes inside the block choose alike.
+    passes: calls that run `model` on each part, in order; under torch.distributed every rank has at
+        least one. They run once here, as a `rehearsal`, to count; the real passes follow inside the
+        block, in the same order, and choose alike.
     Costs one forward more; only worth it with two parts or more, and exact then.
     """
     parts = [m for m in model.modules() if isinstance(m, AuxiliaryLoss)]
     if not parts:
         yield
         return
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-            for part in parts:
-                part._counting = True
+        for part in parts:
+            part._counting = True
+        with rehearsal(model):
             for run in passes:
                 run()
         for part in parts:

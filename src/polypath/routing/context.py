@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -19,7 +20,8 @@ from polypath.routing.record import Routing
 class RoutingContext:
     """Everything a router may ask for, over T things laid out row by row; None where not given.
 
-    shape: the things' layout, (batch, length) for tokens; T is its product.
+    shape: the things' layout, (batch, length) for tokens; T is its product. A layer fills it in
+        from what it is given where it is None.
     mask: (T,) bool, False for padding.
     tokens: (T,) int64, token ids.
     positions: (T,) int64, places in the sequence.
@@ -44,6 +46,23 @@ class RoutingContext:
     step: int | None = None
     generator: torch.Generator | None = None
 
+    def check(self, things: int, num_experts: int) -> None:
+        """Raise InputError where a field does not fit T things and E experts; reads no values."""
+        if self.shape is not None and math.prod(self.shape) != things:
+            raise InputError(
+                f"routing context: shape {tuple(self.shape)} is the layout of "
+                f"{math.prod(self.shape)} things; the router was given {things}"
+            )
+        per_thing = [(things,)]
+        _check("mask", self.mask, torch.bool, per_thing)
+        _check("tokens", self.tokens, torch.int64, per_thing)
+        _check("positions", self.positions, torch.int64, per_thing)
+        _check("modality", self.modality, torch.int64, per_thing)
+        _check("candidates", self.candidates, torch.bool, [(num_experts,), (things, num_experts)])
+        if self.experts is not None:
+            slots = self.experts.shape[1] if self.experts.ndim == 2 else 1
+            _check("experts", self.experts, torch.int64, [(things, slots)])
+
     def need(self, name: str, router: str) -> Any:
         """The field `name`, or an InputError that says which router lacks what."""
         value = getattr(self, name)
@@ -54,6 +73,18 @@ class RoutingContext:
                 f"`with polypath.routing.given({name}=...)`"
             )
         return value
+
+
+def _check(
+    name: str, value: Tensor | None, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]]
+) -> None:
+    if value is None or (value.dtype == dtype and value.shape in shapes):
+        return
+    wanted = " or ".join(map(str, shapes))
+    raise InputError(
+        f"routing context: {name} is {tuple(value.shape)} of {value.dtype}; "
+        f"{wanted} of {dtype} is needed"
+    )
 
 
 _ambient: ContextVar[RoutingContext | None] = ContextVar("routing_context", default=None)

@@ -1,21 +1,34 @@
 """Gates: what the scores mean as probabilities, and how much each chosen expert counts.
 
-A gate answers `probabilities(scores)`, (T, E), over all experts, and `weights(scores,
-probabilities, experts)`, (T, K), for the chosen ones; empty slots (-1) weigh 0.
+Scores of -inf are experts that may not be chosen: they have probability 0 and weigh 0.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from polypath.errors import unknown
 
 
 def _chosen(values: Tensor, experts: Tensor, empty: float) -> Tensor:
     """(T, K): the values (T, E) at the chosen experts, `empty` where a slot is empty."""
     picked = values.gather(1, experts.clamp_min(0))
     return picked.masked_fill(experts < 0, empty)
+
+
+class Gate(Protocol):
+    """What a router asks of its gate; a gate is an nn.Module that answers both.
+
+    probabilities: of scores (T, E), over all experts (T, E), or None where there are none.
+    weights: (T, K), of the chosen experts (T, K) int64; empty slots (-1) weigh 0.
+    """
+
+    def probabilities(self, scores: Tensor) -> Tensor | None: ...
+
+    def weights(self, scores: Tensor, probabilities: Any, experts: Tensor) -> Tensor: ...
 
 
 class SoftmaxGate(nn.Module):
@@ -28,6 +41,8 @@ class SoftmaxGate(nn.Module):
 
     def __init__(self, over: Literal["all", "chosen"] = "all", scale: float = 1.0) -> None:
         super().__init__()
+        if over not in ("all", "chosen"):
+            raise unknown("softmax over", over, ("all", "chosen"))
         self.over = over
         self.scale = scale
 
@@ -39,8 +54,9 @@ class SoftmaxGate(nn.Module):
             weights = _chosen(probabilities, experts, 0.0)
         else:
             chosen = _chosen(scores, experts, -torch.inf)
-            none = (experts < 0).all(-1, keepdim=True)
-            weights = chosen.masked_fill(none, 0.0).softmax(-1).masked_fill(experts < 0, 0.0)
+            closed = chosen == -torch.inf
+            none = closed.all(-1, keepdim=True)
+            weights = chosen.masked_fill(none, 0.0).softmax(-1).masked_fill(closed, 0.0)
         return weights * self.scale if self.scale != 1.0 else weights
 
     def extra_repr(self) -> str:
@@ -72,11 +88,11 @@ class SigmoidGate(nn.Module):
 
 
 class UniformGate(nn.Module):
-    """Every chosen expert counts the same; for routers that do not score."""
+    """Every chosen expert counts the same; for routers whose scores mean no more than an order."""
 
-    def probabilities(self, scores: Tensor) -> Tensor:
-        return scores
+    def probabilities(self, scores: Tensor) -> None:
+        return None
 
-    def weights(self, scores: Tensor, probabilities: Tensor, experts: Tensor) -> Tensor:
+    def weights(self, scores: Tensor, probabilities: None, experts: Tensor) -> Tensor:
         filled = (experts >= 0).to(scores.dtype)
         return filled / filled.sum(-1, keepdim=True).clamp_min(1.0)

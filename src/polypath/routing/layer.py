@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -65,23 +67,58 @@ def routed_layers(model: nn.Module) -> dict[str, MoE]:
 
 
 def losses(model: nn.Module) -> dict[str, Tensor]:
-    """The auxiliary losses of the last forward by name, each the mean over the routed layers.
+    """The auxiliary losses of the last forward by name, each the mean over the layers that have it.
 
-    Already weighted: add them to the task's loss as they are.
+    Already weighted: add them to the task's loss as they are. A part of a larger batch (a
+    micro-batch, a rank) gives its share, and shares are added up: the task's loss has to be a share
+    too, and where gradients are averaged over ranks the sum of both is multiplied by their number.
     """
-    layers = [layer.last for layer in routed_layers(model).values() if layer.last is not None]
     gathered: dict[str, list[Tensor]] = {}
-    for routing in layers:
-        for name, value in routing.losses.items():
-            gathered.setdefault(name, []).append(value)
-    return {name: torch.stack(values).sum() / len(layers) for name, values in gathered.items()}
+    for layer in routed_layers(model).values():
+        if layer.last is not None:
+            for name, value in layer.last.losses.items():
+                gathered.setdefault(name, []).append(value)
+    return {name: torch.stack(values).mean() for name, values in gathered.items()}
 
 
 def update_biases(model: nn.Module) -> None:
     """Move every selection bias against the load it has seen; call it once after each step."""
-    for bias in _biases(model):
-        bias.update()
+    for module in model.modules():
+        if isinstance(module, SelectionBias):
+            module.update()
 
 
-def _biases(model: nn.Module) -> Iterator[SelectionBias]:
-    return (m for m in model.modules() if isinstance(m, SelectionBias))
+@contextmanager
+def rehearsal(model: nn.Module) -> Iterator[None]:
+    """Forwards inside the block leave no trace: what follows it runs as if it had not been.
+
+    There are no gradients, nobody listens, replays stand where they stood, and torch's random
+    states, those of generators in routing contexts among them, are put back. Dropout draws alike
+    before and after; buffers that a forward moves (batch norm) are not put back.
+    """
+    layers = list(routed_layers(model).values())
+    before = [(layer, layer.listeners, layer.override, layer.last) for layer in layers]
+    states: dict[torch.Generator, Tensor] = {}
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    for layer in layers:
+        layer.listeners, layer.override = [], _noting(copy(layer.override), states)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for layer, listeners, override, last in before:
+            layer.listeners, layer.override, layer.last = listeners, override, last
+        for generator, state in states.items():
+            generator.set_state(state)
+
+
+def _noting(override: Override | None, states: dict[torch.Generator, Tensor]) -> Override:
+    """Routes as `override` or the router would; notes what generators are like before use."""
+
+    def route(layer: MoE, rows: Tensor, context: RoutingContext) -> Routing:
+        generator = context.generator
+        if generator is not None and generator not in states:
+            states[generator] = generator.get_state()
+        return override(layer, rows, context) if override else layer.router(rows, context)
+
+    return route

@@ -6,13 +6,15 @@ Shapes: T routed things, E experts, K slots per thing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polypath.errors import InputError
+from polypath.routing.files import read_tensors, write_tensors
 
 _TENSORS = ("scores", "experts", "weights", "probabilities", "mask")
 
@@ -28,6 +30,7 @@ class Routing:
     mask: (T,) bool, which things count in loads and losses (padding does not), or None for all.
     losses: auxiliary losses by name, scalars already multiplied by their weight.
     state: what the next layer's router may read, or None.
+    Raises InputError when shapes do not fit together; values are not looked at.
     """
 
     scores: Tensor
@@ -37,6 +40,28 @@ class Routing:
     mask: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     state: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or self.experts.ndim != 2:
+            raise self._misfit()
+        things = self.scores.shape[:1]
+        if (
+            self.experts.shape[:1] != things
+            or self.experts.dtype != torch.int64
+            or self.weights.shape != self.experts.shape
+            or (self.probabilities is not None and self.probabilities.shape != self.scores.shape)
+            or (self.mask is not None and self.mask.shape != things)
+            or (self.mask is not None and self.mask.dtype != torch.bool)
+        ):
+            raise self._misfit()
+
+    def _misfit(self) -> InputError:
+        found = {n: t for n in _TENSORS if (t := getattr(self, n)) is not None}
+        told = ", ".join(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in found.items())
+        return InputError(
+            f"Routing: {told} do not fit together; scores and probabilities are (T, E), "
+            "experts (T, K) of torch.int64, weights (T, K), mask (T,) of torch.bool"
+        )
 
     def __len__(self) -> int:
         return self.experts.shape[0]
@@ -62,7 +87,7 @@ class Routing:
         """(E,): the sum of the weights that each expert got from counted things."""
         weights = self.weights.to(self.scores.dtype)
         if self.mask is not None:
-            weights = weights * self.mask[:, None]
+            weights = weights.masked_fill(~self.mask[:, None], 0.0)
         importance = self.scores.new_zeros(self.num_experts)
         return importance.index_add(0, self.experts.clamp_min(0).flatten(), weights.flatten())
 
@@ -71,25 +96,28 @@ class Routing:
         if self.probabilities is None:
             raise InputError("entropy: this routing has no probabilities; its router gives none")
         p = self.probabilities / self.probabilities.sum(-1, keepdim=True).clamp_min(1e-20)
-        return torch.special.entr(p).sum(-1)
+        # The slope of -p log p is infinite at zero, where experts that may not be chosen are.
+        return torch.special.entr(p.clamp_min(torch.finfo(p.dtype).tiny)).sum(-1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Routing:
-        """The same routing with `change` applied to every per-thing tensor (not to the losses)."""
-        changed = {n: change(t) for n in _TENSORS if (t := getattr(self, n)) is not None}
+        """The same routing with `change` applied to all tensors but the losses and the state."""
+        changed: dict[str, Any] = {
+            n: change(t) for n in _TENSORS if (t := getattr(self, n)) is not None
+        }
         return replace(self, **changed)
 
-    def to(self, *args, **kwargs) -> Routing:
-        """Moved like `Tensor.to`, device only: dtypes are part of the record."""
-        moved = self.map(lambda t: t.to(*args, **kwargs))
-        losses = {n: v.to(*args, **kwargs) for n, v in self.losses.items()}
-        state = None if self.state is None else self.state.to(*args, **kwargs)
-        return replace(moved, losses=losses, state=state)
+    def to(self, device: str | torch.device) -> Routing:
+        """The same record on another device; dtypes are part of it and stay."""
+        return self._everywhere(lambda t: t.to(device))
 
     def detach(self) -> Routing:
         """The same numbers without their autograd history."""
-        losses = {n: v.detach() for n, v in self.losses.items()}
-        state = None if self.state is None else self.state.detach()
-        return replace(self.map(Tensor.detach), losses=losses, state=state)
+        return self._everywhere(Tensor.detach)
+
+    def _everywhere(self, change: Callable[[Tensor], Tensor]) -> Routing:
+        losses = {n: change(v) for n, v in self.losses.items()}
+        state = None if self.state is None else change(self.state)
+        return replace(self.map(change), losses=losses, state=state)
 
     def __getitem__(self, index: slice | Tensor) -> Routing:
         """The things that `index` picks (slice, mask, positions); losses and state stay behind."""
@@ -110,22 +138,20 @@ class Routing:
             )
         width = max(part.experts.shape[1] for part in parts)
         padded = [part._widened(width) for part in parts]
-        masks = [part.mask for part in parts]
-        if any(mask is not None for mask in masks):
-            masks = [
-                torch.ones(len(part), dtype=torch.bool, device=part.experts.device)
-                if mask is None
-                else mask
-                for part, mask in zip(parts, masks, strict=True)
-            ]
-        has_all = all(part.probabilities is not None for part in parts)
+        probabilities = [p.probabilities for p in parts if p.probabilities is not None]
+        masked = any(part.mask is not None for part in parts)
         return cls(
             scores=torch.cat([part.scores for part in parts]),
             experts=torch.cat([part.experts for part in padded]),
             weights=torch.cat([part.weights for part in padded]),
-            probabilities=torch.cat([p.probabilities for p in parts]) if has_all else None,
-            mask=torch.cat(masks) if masks[0] is not None else None,
+            probabilities=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
+            mask=torch.cat([part._counted() for part in parts]) if masked else None,
         )
+
+    def _counted(self) -> Tensor:
+        if self.mask is None:
+            return torch.ones(len(self), dtype=torch.bool, device=self.experts.device)
+        return self.mask
 
     def _widened(self, width: int) -> Routing:
         missing = (0, width - self.experts.shape[1])
@@ -138,29 +164,23 @@ class Routing:
         """The record as named tensors, as it is stored."""
         named = {n: t for n in _TENSORS if (t := getattr(self, n)) is not None}
         named |= {f"losses.{n}": v for n, v in self.losses.items()}
-        if self.state is not None:
-            named["state"] = self.state
-        return {n: t.detach().contiguous() for n, t in named.items()}
+        return named if self.state is None else named | {"state": self.state}
 
     @classmethod
     def from_tensors(cls, named: Mapping[str, Tensor]) -> Routing:
-        """The record that `tensors` stored; raises InputError where a part is missing."""
+        """The record that `tensors` named; raises InputError where a part is missing or misfits."""
         missing = {"scores", "experts", "weights"} - named.keys()
         if missing:
             raise InputError(f"not a routing record: {', '.join(sorted(missing))} missing")
-        known = {f.name for f in fields(cls)}
         losses = {n.removeprefix("losses."): v for n, v in named.items() if n.startswith("losses.")}
-        return cls(**{n: t for n, t in named.items() if n in known}, losses=losses)
+        parts = {n: named[n] for n in (*_TENSORS, "state") if n in named}
+        return cls(**parts, losses=losses)
 
     def save(self, path: str | Path) -> None:
         """Write the record as a safetensors file."""
-        from safetensors.torch import save_file
-
-        save_file(self.tensors(), path)
+        write_tensors(path, self.tensors())
 
     @classmethod
     def read(cls, path: str | Path) -> Routing:
-        """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
-        return cls.from_tensors(load_file(path))
+        """Read what `save` wrote; raises InputError when the file holds something else."""
+        return cls.from_tensors(read_tensors(path)[0])

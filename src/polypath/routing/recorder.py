@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from polypath.errors import InputError
+from polypath.errors import InputError, unknown
 from polypath.routing.context import RoutingContext
+from polypath.routing.files import read_tensors, write_tensors
 from polypath.routing.layer import MoE, routed_layers
 from polypath.routing.record import Routing
 
@@ -38,32 +40,31 @@ class Routes(Mapping[str, list[Routing]]):
 
     def save(self, path: str | Path) -> None:
         """Write all routings as one safetensors file."""
-        from safetensors.torch import save_file
-
         tensors = {
             f"{layer}/{i}/{name}": tensor
             for layer, parts in self._layers.items()
             for i, part in enumerate(parts)
             for name, tensor in part.tensors().items()
         }
-        save_file(tensors, path)
+        # The format sorts its keys; the order of the layers is part of the record.
+        write_tensors(path, tensors, {"layers": json.dumps(list(self._layers))})
 
     @classmethod
     def read(cls, path: str | Path) -> Routes:
         """Read what `save` wrote; raises InputError when the file holds something else."""
-        from safetensors.torch import load_file
-
-        grouped: dict[str, dict[int, dict[str, Tensor]]] = {}
-        for key, tensor in load_file(path).items():
-            try:
+        tensors, facts = read_tensors(path)
+        try:
+            layers: dict[str, dict[int, dict[str, Tensor]]]
+            layers = {name: {} for name in json.loads(facts["layers"])}
+            for key, tensor in tensors.items():
                 layer, index, name = key.rsplit("/", 2)
-                grouped.setdefault(layer, {}).setdefault(int(index), {})[name] = tensor
-            except ValueError as error:
-                raise InputError(f"{path}: not recorded routes: unexpected key {key!r}") from error
+                layers[layer].setdefault(int(index), {})[name] = tensor
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{path} holds no recorded routes: {error!r}") from error
         return cls(
             {
                 layer: [Routing.from_tensors(parts[i]) for i in sorted(parts)]
-                for layer, parts in grouped.items()
+                for layer, parts in layers.items()
             }
         )
 
@@ -106,32 +107,46 @@ def replay(
     Raises InputError when layers or sizes do not match, or when there are more forwards than were
     recorded.
     """
+    if weights not in ("recorded", "computed"):
+        raise unknown("weights of a replay", weights, ("recorded", "computed"))
     layers = _layers_of(model, "replay")
     absent = layers.keys() - routes.keys()
     if absent:
         raise InputError(f"replay: no routes were recorded for {', '.join(sorted(absent))}")
-    turns = {layer: iter(routes[name]) for name, layer in layers.items()}
-    names = {layer: name for name, layer in layers.items()}
-
-    def take(layer: MoE, rows: Tensor, context: RoutingContext) -> Routing:
-        routing = next(turns[layer], None)
-        if routing is None:
-            raise InputError(f"replay: {names[layer]} ran more often than was recorded")
-        if len(routing) != len(rows):
-            raise InputError(
-                f"replay: {names[layer]} got {len(rows)} things, {len(routing)} were recorded"
-            )
-        if weights == "recorded":
-            return routing
-        return layer.router(rows, replace(context, experts=routing.experts))
-
-    for layer in layers.values():
-        layer.override = take
+    before = {layer: layer.override for layer in layers.values()}
+    for name, layer in layers.items():
+        layer.override = _Replay(name, routes[name], weights == "computed")
     try:
         yield
     finally:
-        for layer in layers.values():
-            layer.override = None
+        for layer, override in before.items():
+            layer.override = override
+
+
+@dataclass
+class _Replay:
+    """One layer's routes, handed out in turn."""
+
+    layer: str
+    routes: Sequence[Routing]
+    computed: bool
+    turn: int = 0
+
+    def __call__(self, layer: MoE, rows: Tensor, context: RoutingContext) -> Routing:
+        if self.turn == len(self.routes):
+            raise InputError(
+                f"replay: {self.layer} ran more often than was recorded, {self.turn} times"
+            )
+        routing = self.routes[self.turn]
+        if len(routing) != len(rows):
+            raise InputError(
+                f"replay: {self.layer} got {len(rows)} things, {len(routing)} were recorded"
+            )
+        self.turn += 1
+        routing = routing.to(rows.device)
+        if self.computed:
+            return layer.router(rows, replace(context, experts=routing.experts))
+        return routing
 
 
 def _layers_of(model: nn.Module, what: str) -> dict[str, MoE]:

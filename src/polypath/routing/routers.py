@@ -5,7 +5,8 @@ Compose your own with `Router(scorer, selection, gate)`; the classes below are t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Literal
 
@@ -15,10 +16,15 @@ from torch import Tensor, nn
 from polypath.errors import InputError, unknown
 from polypath.routing.auxiliary import AuxiliaryLoss
 from polypath.routing.context import RoutingContext
-from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
+from polypath.routing.gates import Gate, SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.record import Routing
-from polypath.routing.scorers import CosineScorer, LinearScorer, NoisyLinearScorer
-from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK, over_capacity
+from polypath.routing.scorers import (
+    CosineScorer,
+    LinearScorer,
+    NoisyLinearScorer,
+    routing_dtype,
+)
+from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK, within_capacity
 
 SCORERS = {"linear": LinearScorer, "cosine": CosineScorer, "noisy": NoisyLinearScorer}
 
@@ -27,44 +33,66 @@ class Router(nn.Module):
     """Decides which experts serve each thing: x (T, D) and a context to a Routing.
 
     scorer: x, context to scores (T, E).
-    selection: scores, probabilities, context to experts (T, K).
-    gate: scores to probabilities (T, E), and both with experts to weights (T, K).
-    losses: auxiliary losses of this layer's routing.
+    selection: scores, probabilities, context to experts (T, K); it is given the scores in the place
+        of probabilities where the gate has none.
+    gate: scores to probabilities (T, E) or None, and both with experts to weights (T, K).
+    losses: auxiliary losses of this layer's routing, on its choices before any are dropped. The
+        router keeps copies, for each layer counts for itself.
     capacity: an expert serves at most ⌈capacity · T · K / E⌉ things and drops the rest; None for no
-        limit.
+        limit. Padding then is not served.
+    Everything is computed outside of autocast, so that choices do not depend on it.
+    Raises InputError when capacity is not positive or two losses have one name.
     """
 
     def __init__(
         self,
         scorer: nn.Module,
         selection: nn.Module,
-        gate: nn.Module,
+        gate: Gate,
         losses: Iterable[AuxiliaryLoss] = (),
         capacity: float | None = None,
     ) -> None:
         super().__init__()
+        if capacity is not None and capacity <= 0:
+            raise InputError(f"router: capacity={capacity}; it must be positive, or None")
         self.scorer = scorer
         self.selection = selection
         self.gate = gate
-        self.losses = nn.ModuleList(losses)
+        self.losses = nn.ModuleDict()
         self.capacity = capacity
+        for loss in losses:
+            if loss.name in self.losses:
+                raise InputError(f"router: two losses are named {loss.name!r}; one would be lost")
+            self.losses[loss.name] = deepcopy(loss)
 
     def forward(self, x: Tensor, context: RoutingContext | None = None) -> Routing:
-        """Route x (T, D). Raises InputError where the context lacks what a piece needs."""
+        """Route x (T, D). Raises InputError where the context lacks or misfits what is needed."""
         context = context or RoutingContext()
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._route(x, context)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._route(x, context)
+
+    def _route(self, x: Tensor, context: RoutingContext) -> Routing:
         scores = self.scorer(x, context)
+        context.check(*scores.shape)
         if context.candidates is not None:
             scores = scores.masked_fill(~context.candidates, -torch.inf)
         probabilities = self.gate.probabilities(scores)
+        if context.candidates is not None and probabilities is not None:
+            # A softmax over no candidates at all is NaN.
+            probabilities = probabilities.masked_fill(~context.candidates, 0.0)
         experts = context.experts
         if experts is None:
-            experts = self.selection(scores, probabilities, context)
+            ranked = scores if probabilities is None else probabilities
+            experts = self.selection(scores, ranked, context)
         weights = self.gate.weights(scores, probabilities, experts)
-        if self.capacity is not None:
-            late = over_capacity(experts, scores.shape[1], self.capacity)
-            experts, weights = experts.masked_fill(late, -1), weights.masked_fill(late, 0.0)
         routing = Routing(scores, experts, weights, probabilities, context.mask)
-        return replace(routing, losses={loss.name: loss(routing, context) for loss in self.losses})
+        losses = {name: loss(routing, context) for name, loss in self.losses.items()}
+        if self.capacity is not None:
+            experts = within_capacity(experts, scores.shape[1], self.capacity, context.mask)
+            weights = weights.masked_fill(experts < 0, 0.0)
+        return replace(routing, experts=experts, weights=weights, losses=losses)
 
     def extra_repr(self) -> str:
         return "" if self.capacity is None else f"capacity={self.capacity}"
@@ -93,7 +121,7 @@ class TopKRouter(Router):
     ) -> None:
         if not 1 <= k <= num_experts:
             raise InputError(f"TopKRouter: k={k} of {num_experts} experts; 1 ≤ k ≤ E is needed")
-        gates = {
+        gates: dict[str, Callable[[], Gate]] = {
             "softmax": SoftmaxGate,
             "softmax-chosen": lambda: SoftmaxGate("chosen"),
             "sigmoid": SigmoidGate,
@@ -140,6 +168,7 @@ class HashRouter(Router):
     """A fixed pseudo-random set of k experts per token id; nothing is learnt.
 
     Needs `tokens` in the context. Source: Hash Layers (Roller et al. 2021).
+    Raises InputError when k is not within 1..num_experts.
     """
 
     def __init__(self, num_experts: int, k: int = 1, seed: int = 0) -> None:
@@ -160,7 +189,7 @@ class HashScorer(nn.Module):
         tokens = context.need("tokens", "HashRouter")
         experts = torch.arange(self.num_experts, device=tokens.device)
         mixed = _mix(_mix(tokens[:, None] + (self.seed << 20)) ^ (experts + 1))
-        return (mixed & 0xFFFFFF).to(torch.float32) / 0x1000000
+        return (mixed & 0xFFFFFF).to(routing_dtype(x)) / 0x1000000
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, seed={self.seed}"
@@ -170,7 +199,7 @@ def _mix(bits: Tensor) -> Tensor:
     """A bijection of int64 that scatters neighbouring ids (multiply and fold, two rounds)."""
     for factor in (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85):
         bits = bits * factor
-        bits = bits ^ (bits >> 29)
+        bits = bits ^ ((bits >> 29) & 0x7FFFFFFFF)
     return bits
 
 

@@ -1,12 +1,14 @@
 """Selections: which experts serve a thing, given its scores and the gate's probabilities.
 
 A selection maps scores and probabilities (T, E) to experts (T, K) int64, -1 where a slot is empty.
-Choices carry no gradient.
+Choices carry no gradient. Experts that score -inf are never chosen. Scores of NaN rank first: such
+a thing gets weights of NaN from every gate that reads scores, and so a visible output of NaN.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +22,26 @@ class SelectionBias(nn.Module):
     """A bias per expert that only the selection sees, moved against the load after each step.
 
     b ← b + rate · sign(mean load - load), over the things of the whole global batch.
+    value: (E,) float32, the bias. seen: (E,) int64, choices since the last update. Both keep their
+    dtypes when a model is cast: steps and counts drown in half precision.
     Source: loss-free balancing (Wang et al. 2024), algorithm 1.
     """
+
+    value: Tensor
+    seen: Tensor
 
     def __init__(self, num_experts: int, rate: float = 1e-3) -> None:
         super().__init__()
         self.rate = rate
         self.register_buffer("value", torch.zeros(num_experts))
-        self.register_buffer("seen", torch.zeros(num_experts), persistent=False)
+        self.register_buffer("seen", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectionBias:
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     @torch.no_grad()
     def observe(self, experts: Tensor, mask: Tensor | None) -> None:
@@ -42,7 +56,8 @@ class SelectionBias(nn.Module):
         """Move the bias by what was seen since the last update, over all ranks, and forget it."""
         if dist.is_initialized():
             dist.all_reduce(self.seen)
-        self.value += self.rate * torch.sign(self.seen.mean() - self.seen)
+        seen = self.seen.float()
+        self.value += self.rate * torch.sign(seen.mean() - seen)
         self.seen.zero_()
 
 
@@ -52,6 +67,7 @@ class TopK(nn.Module):
     bias: ranks probabilities + bias instead of scores (loss-free balancing).
     groups, best_groups: experts lie in equal groups, and only the best groups may be chosen from,
         a group counting the sum of its two highest (DeepSeek-V3, node-limited routing).
+    Raises InputError when k < 1, k > E, or the groups do not fit the experts.
     """
 
     def __init__(
@@ -62,15 +78,26 @@ class TopK(nn.Module):
         best_groups: int = 1,
     ) -> None:
         super().__init__()
+        if k < 1:
+            raise InputError(f"cannot choose k={k} experts; k must be ≥ 1")
+        if not 1 <= best_groups <= groups:
+            raise InputError(
+                f"best_groups={best_groups} of groups={groups}; it must be in 1..groups"
+            )
         self.k = k
         self.bias = bias
         self.groups = groups
         self.best_groups = best_groups
 
     def forward(self, scores: Tensor, probabilities: Tensor, context: RoutingContext) -> Tensor:
-        if self.k > scores.shape[1]:
+        num_experts = scores.shape[1]
+        if num_experts % self.groups:
+            raise InputError(f"{num_experts} experts do not lie in {self.groups} equal groups")
+        if self.k > num_experts // self.groups * self.best_groups:
             raise InputError(
-                f"cannot choose k={self.k} of {scores.shape[1]} experts; k must be ≤ E"
+                f"cannot choose k={self.k} of {num_experts} experts"
+                + f" within {self.best_groups} of {self.groups} groups" * (self.groups > 1)
+                + "; k must not exceed what there is to choose from"
             )
         experts = self._choose(scores.detach(), probabilities.detach())
         if self.bias is not None and self.training and torch.is_grad_enabled():
@@ -89,7 +116,9 @@ class TopK(nn.Module):
 
     def _within_best_groups(self, ranking: Tensor) -> Tensor:
         grouped = ranking.unflatten(-1, (self.groups, -1))
-        worth = grouped.topk(2, dim=-1).values.sum(-1)
+        # Finite, so that a group with one expert left to choose ranks above a group with none.
+        highest = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values
+        worth = highest.clamp_min(torch.finfo(highest.dtype).min / 4).sum(-1)
         best = worth.topk(self.best_groups, dim=-1).indices
         allowed = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, best, True)
         return grouped.masked_fill(~allowed[:, :, None], -torch.inf).flatten(1)
@@ -103,11 +132,15 @@ class ExpertChoice(nn.Module):
 
     A thing may be served by any number of experts, none among them; K is the largest number met.
     Not causal: whether a token is served depends on later tokens.
+    T counts things, not padding, which is never taken.
     Source: Expert Choice Routing (Zhou et al. 2022), section 3.2; factor is the mean count.
+    Raises InputError when factor is not positive.
     """
 
     def __init__(self, factor: float = 2.0) -> None:
         super().__init__()
+        if factor <= 0:
+            raise InputError(f"expert choice: factor={factor}; it must be positive")
         self.factor = factor
 
     @torch.no_grad()
@@ -120,7 +153,7 @@ class ExpertChoice(nn.Module):
         taken = min(things, math.ceil(self.factor * things / num_experts))
         best, places = wanted.topk(taken, dim=0)
         serves = torch.zeros_like(wanted, dtype=torch.bool)
-        serves.scatter_(0, places, best > -torch.inf)
+        serves.scatter_(0, places, best != -torch.inf)
         return _packed(serves)
 
     def extra_repr(self) -> str:
@@ -145,23 +178,23 @@ def _packed(serves: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def over_capacity(experts: Tensor, num_experts: int, factor: float) -> Tensor:
-    """(T, K) bool: the choices that an expert of limited capacity has no room for.
+def within_capacity(
+    experts: Tensor, num_experts: int, factor: float, mask: Tensor | None = None
+) -> Tensor:
+    """(T, K): the choices that experts of limited capacity have room for, -1 for the others.
 
     Each expert has room for C = ⌈factor · T · K / E⌉ things and takes first choices before second
-    ones, earlier things before later ones. Source: GShard (2020), algorithm 1.
+    ones, earlier things before later ones. T counts things in `mask` (T,); padding is not served.
+    Source: GShard (2020), algorithm 1.
     """
     things, slots = experts.shape
+    if mask is not None:
+        experts, things = experts.masked_fill(~mask[:, None], -1), int(mask.sum())
     room = math.ceil(factor * things * slots / num_experts)
     queue = experts.T.flatten()
     order = queue.argsort(stable=True)
-    count = torch.bincount(
-        queue.clamp_min(0) + (queue < 0) * num_experts, minlength=num_experts + 1
-    )
-    first = count[:num_experts].cumsum(0) - count[:num_experts]
-    empty = int((queue < 0).sum())
-    served = order[empty:]
-    place = torch.arange(len(served), device=experts.device) - first[queue[served]]
-    late = torch.zeros_like(queue, dtype=torch.bool)
-    late[served] = place >= room
-    return late.view(slots, things).T
+    sorted_queue = queue[order]
+    first = torch.searchsorted(sorted_queue, sorted_queue)
+    late = torch.arange(len(queue), device=queue.device) - first >= room
+    dropped = torch.empty_like(late).scatter_(0, order, late)
+    return experts.masked_fill(dropped.view(slots, -1).T, -1)
