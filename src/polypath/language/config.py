@@ -1,0 +1,186 @@
+"""What a routed layer is, in plain values: to write down, to save beside a checkpoint, to build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+from polypath.errors import InputError, unknown
+from polypath.experts.feedforward import FeedForwardExperts, Kind
+from polypath.experts.shared import SharedExpert
+from polypath.routing import (
+    AuxiliaryLoss,
+    Entropy,
+    ExpertChoiceRouter,
+    HashRouter,
+    Importance,
+    LoadBalance,
+    MoE,
+    RouterZ,
+    SoftRouter,
+    TopKRouter,
+)
+
+LOSSES: dict[str, Callable[[float], AuxiliaryLoss]] = {
+    "load_balance": LoadBalance,
+    "sequence_balance": partial(LoadBalance, over="sequence"),
+    "importance": Importance,
+    "router_z": RouterZ,
+    "entropy": Entropy,
+}
+
+# What each router takes beside the number of experts.
+READS = {
+    "top-k": {"k", "scorer", "gate", "capacity", "bias_rate", "losses"},
+    "expert-choice": {"k", "scorer", "losses"},
+    "hash": {"k"},
+    "soft": {"scorer", "losses"},
+}
+
+
+@dataclass(frozen=True)
+class RoutedLayers:
+    """What the routed layers of a model are.
+
+    router: "top-k", "expert-choice", "hash" or "soft", see `polypath.routing`.
+    num_experts: experts in each layer.
+    k: experts per token; their mean number for "expert-choice"; "soft" uses all.
+    hidden: width of each expert; the width of the host's own feed-forward layer when None.
+    kind: the experts' network, see `FeedForwardExperts`.
+    shared_hidden: width of one more expert that serves every token; 0 for none.
+    scorer: "linear", "cosine" or "noisy".
+    gate: "softmax-chosen", "softmax" or "sigmoid", see `TopKRouter`; for "top-k" only.
+    capacity: an expert drops what exceeds capacity · T · k / E tokens; None for no limit; "top-k".
+    bias_rate: rate of a selection bias that balances without a loss; None for none; for "top-k".
+    losses: weights of auxiliary losses by name: load_balance, sequence_balance (within each
+        sequence), importance, router_z, entropy. When None: load_balance 0.01 for a "top-k" router
+        without bias_rate, nothing for others.
+    Raises InputError for an unknown name, a wrong type, a number out of range, or a value that the
+    router does not read.
+    """
+
+    router: Literal["top-k", "expert-choice", "hash", "soft"] = "top-k"
+    num_experts: int = 8
+    k: int = 2
+    hidden: int | None = None
+    kind: Kind = "swiglu"
+    shared_hidden: int = 0
+    scorer: Literal["linear", "cosine", "noisy"] = "linear"
+    gate: Literal["softmax-chosen", "softmax", "sigmoid"] = "softmax-chosen"
+    capacity: float | None = None
+    bias_rate: float | None = None
+    losses: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name), hints[f.name])
+        if self.losses is None:
+            balanced = self.router != "top-k" or self.bias_rate is not None
+            object.__setattr__(self, "losses", {} if balanced else {"load_balance": 0.01})
+        self._check_losses()
+        self._check_ranges()
+        self._check_reads()
+
+    def _check_losses(self) -> None:
+        for name, weight in self.losses.items():
+            if name not in LOSSES:
+                raise InputError(f"RoutedLayers.losses: {unknown('loss', name, LOSSES)}")
+            _check(f"losses[{name!r}]", weight, float)
+
+    def _check_ranges(self) -> None:
+        at_least = {"num_experts": 1, "k": 1, "hidden": 1, "shared_hidden": 0}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"RoutedLayers.{name}={value}; at least {least} is needed")
+        for name in ("capacity", "bias_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"RoutedLayers.{name}={value}; a positive number or None is right")
+        if "k" in READS[self.router] and self.k > self.num_experts:
+            raise InputError(
+                f"RoutedLayers: k={self.k} of num_experts={self.num_experts}; "
+                "k must be ≤ num_experts"
+            )
+
+    def _check_reads(self) -> None:
+        options = set().union(*READS.values()) - READS[self.router]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in options and value and value != f.default:
+                raise InputError(
+                    f"RoutedLayers.{f.name}={value!r}: a {self.router!r} router has no {f.name}"
+                )
+
+    def build(self, dim: int, hidden_default: int) -> MoE:
+        """A new layer for things of D = `dim`; drawn from torch's global generator."""
+        hidden = self.hidden or hidden_default
+        experts = FeedForwardExperts(self.num_experts, dim, hidden, self.kind)
+        shared = SharedExpert(dim, self.shared_hidden, self.kind) if self.shared_hidden else None
+        return MoE(self._router(dim), experts, shared)
+
+    def _router(self, dim: int) -> nn.Module:
+        losses = [LOSSES[name](weight) for name, weight in self.losses.items()]
+        for name, loss in zip(self.losses, losses, strict=True):
+            loss.name = name
+        match self.router:
+            case "top-k":
+                return TopKRouter(
+                    dim,
+                    self.num_experts,
+                    self.k,
+                    self.scorer,
+                    self.gate,
+                    losses,
+                    self.capacity,
+                    self.bias_rate,
+                )
+            case "expert-choice":
+                return ExpertChoiceRouter(dim, self.num_experts, float(self.k), self.scorer, losses)
+            case "hash":
+                return HashRouter(self.num_experts, self.k)
+            case "soft":
+                return SoftRouter(dim, self.num_experts, self.scorer, losses)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> RoutedLayers:
+        """What `to_json` gave; raises InputError for anything else."""
+        if not isinstance(value, dict):
+            raise InputError(f"RoutedLayers: expected an object, not {value!r:.60}")
+        known = [f.name for f in fields(cls)]
+        for name in value:
+            if name not in known:
+                raise InputError(f"RoutedLayers: {unknown('field', name, known)}")
+        return cls(**value)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """InputError unless `value` is of type `hint`; a whole number will do for a float."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in parts:
+            raise InputError(f"RoutedLayers: {unknown(name, str(value), parts)}")
+        return
+    kinds = [get_origin(part) or part for part in parts] if NoneType in parts else [hint]
+    allowed = (*kinds, int) if float in kinds else tuple(kinds)
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        right = " or ".join(_WORDS[kind] for kind in kinds)
+        raise InputError(f"RoutedLayers.{name}: expected {right}, not {value!r:.60}")
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    Mapping: "a mapping of names to numbers",
+    NoneType: "None",
+}

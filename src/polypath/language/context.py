@@ -1,0 +1,148 @@
+"""What a host tells its routed layers: a RoutingContext for every forward.
+
+The decoder's forward makes one `Pass` from its own arguments and hands it down among the keyword
+arguments of its layers. These give it to their attention, where each routed layer picks it up
+before it runs. It travels with the arguments, not in an ambient variable, so that a layer that
+runs again for its gradient (checkpointing), later and perhaps in another thread, is told what it
+was told the first time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from polypath.language.families import Decoder
+from polypath.routing import MoE, Routing, RoutingContext, current
+
+_KEY = "routing_pass"
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward of a host: what it knows, and the routings that its layers made so far."""
+
+    context: RoutingContext
+    routings: dict[int, Routing] = field(default_factory=dict)
+
+
+class Seat:
+    """A routed layer's place in its host: it is told what the pass knows, and tells its routing.
+
+    index: the layer; below: the nearest routed layer below it, or None.
+    """
+
+    def __init__(self, index: int, below: int | None) -> None:
+        self.index = index
+        self.below = below
+        self._pass: Pass | None = None
+
+    def before_attention(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        """Take the pass out of the arguments of the layer's attention."""
+        kwargs = dict(kwargs)
+        self._pass = kwargs.pop(_KEY, None)
+        return args, kwargs
+
+    def before_routing(self, layer: MoE, args: tuple, kwargs: dict) -> tuple:
+        """Give the routed layer its context; without a pass, it reads the ambient one."""
+        if self._pass is None:
+            return args, kwargs
+        context = self._pass.context
+        if self.below in self._pass.routings:
+            context = replace(context, previous=self._pass.routings[self.below])
+        return args, {"context": context} | kwargs
+
+    def after_routing(self, layer: MoE, args: tuple, y: Any) -> None:
+        """Tell the layers above which way the things went."""
+        if self._pass is not None:
+            self._pass.routings[self.index] = layer.last
+        self._pass = None
+
+
+def connect(decoder: Decoder) -> None:
+    """Make the decoder tell its routed layers what it knows, as they stand now."""
+    disconnect(decoder)
+    handles = decoder.host.handles
+    handles.append(decoder.module.register_forward_pre_hook(start_pass, with_kwargs=True))
+    handles.append(decoder.module.register_forward_hook(finish_pass, with_kwargs=True))
+    routed, below = decoder.routed(), None
+    for index in range(len(decoder.layers)):
+        attention = decoder.attention(index)
+        if index not in routed:
+            handles.append(attention.register_forward_pre_hook(drop_pass, with_kwargs=True))
+            continue
+        seat, layer = Seat(index, below), routed[index]
+        below = index
+        handles += [
+            attention.register_forward_pre_hook(seat.before_attention, with_kwargs=True),
+            layer.register_forward_pre_hook(seat.before_routing, with_kwargs=True),
+            layer.register_forward_hook(seat.after_routing),
+        ]
+
+
+def disconnect(decoder: Decoder) -> None:
+    """Undo `connect`."""
+    for handle in decoder.host.handles:
+        handle.remove()
+    decoder.host.handles.clear()
+
+
+def start_pass(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    """A pre-hook of the decoder: add the pass to its arguments."""
+    named = _signature(type(decoder)).bind(decoder, *args, **kwargs).arguments
+    return args, kwargs | {_KEY: Pass(_context(named))}
+
+
+def finish_pass(decoder: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    """A hook of the decoder: transformers' own `router_logits`, where they were asked for."""
+    if isinstance(output, ModelOutput) and output.get("router_logits") == ():
+        routings = kwargs[_KEY].routings
+        output.router_logits = tuple(routings[index].scores for index in sorted(routings))
+
+
+def drop_pass(attention: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    """A pre-hook of the attention of layers that are not routed: the pass goes no further."""
+    return args, {name: value for name, value in kwargs.items() if name != _KEY}
+
+
+@cache
+def _signature(kind: type[nn.Module]) -> inspect.Signature:
+    return inspect.signature(kind.forward)
+
+
+def _context(named: dict[str, Any]) -> RoutingContext:
+    """What the arguments of the decoder say; what a `given` block says comes first."""
+    tokens, embeddings = named.get("input_ids"), named.get("inputs_embeds")
+    things = embeddings if tokens is None else tokens
+    batch, length = things.shape[:2]
+    cache = named.get("past_key_values")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    host = {
+        "shape": (batch, length),
+        "tokens": None if tokens is None else tokens.flatten().long(),
+        "mask": _mask(named.get("attention_mask"), past, length),
+        "positions": _positions(named.get("position_ids"), past, things),
+    }
+    around = current()
+    return replace(around, **{n: v for n, v in host.items() if getattr(around, n) is None})
+
+
+def _mask(attention_mask: Any, past: int, length: int) -> Tensor | None:
+    """(T,) bool from a padding mask (batch, past + length); other masks do not tell padding."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        return None
+    return (attention_mask[:, past : past + length] != 0).flatten()
+
+
+def _positions(position_ids: Tensor | None, past: int, things: Tensor) -> Tensor:
+    """(T,) int64 from position ids (batch or 1, length), or counted from the cache's length."""
+    batch, length = things.shape[:2]
+    if position_ids is None:
+        position_ids = torch.arange(past, past + length, device=things.device)[None]
+    return position_ids.expand(batch, length).flatten()
