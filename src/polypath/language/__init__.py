@@ -1,6 +1,34 @@
 """Language models as hosts of routed layers."""
 
-from polypath.language.attach import attach
+from polypath.language.attach import attach, detach
 from polypath.language.config import RoutedLayers
+from polypath.language.corpus import Corpus, Document, Split, read_corpus
+from polypath.language.kinds import kinds_of, python_kinds, text_kinds, token_kinds
+from polypath.language.tokens import (
+    BPETokenizer,
+    ByteTokenizer,
+    Tokenizer,
+    Windows,
+    bits_per_byte,
+    read_tokenizer,
+)
 
-__all__ = ["RoutedLayers", "attach"]
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "Corpus",
+    "Document",
+    "RoutedLayers",
+    "Split",
+    "Tokenizer",
+    "Windows",
+    "attach",
+    "bits_per_byte",
+    "detach",
+    "kinds_of",
+    "python_kinds",
+    "read_corpus",
+    "read_tokenizer",
+    "text_kinds",
+    "token_kinds",
+]
