@@ -74,6 +74,14 @@ def test_copies_are_whole_and_apart(tiny: Tiny, batch: dict) -> None:
     assert all(len(parts) == 1 for parts in routes.values())
 
 
+def test_a_function_that_fails_changes_nothing(tiny: Tiny) -> None:
+    model = tiny("Llama")
+    looks = repr(model)
+    with pytest.raises(InputError, match="made a Linear for layer 2"):
+        attach(model, lambda i: RoutedLayers().build(16, 4) if i < 2 else nn.Linear(16, 16))
+    assert repr(model) == looks
+
+
 def test_wrong_hosts_and_layers_are_told(tiny: Tiny) -> None:
     from transformers import BertConfig, BertModel
 
@@ -86,5 +94,3 @@ def test_wrong_hosts_and_layers_are_told(tiny: Tiny) -> None:
         attach(nn.Linear(2, 2), RoutedLayers())
     with pytest.raises(InputError, match="no layer 3; the model has layers 0 to 2"):
         attach(tiny("Llama"), RoutedLayers(), layers=[3])
-    with pytest.raises(InputError, match="made a Linear for layer 0"):
-        attach(tiny("Llama"), lambda index: nn.Linear(16, 16))

@@ -88,7 +88,7 @@ class RoutedLayers:
         self._check_reads()
 
     def _check_losses(self) -> None:
-        for name, weight in self.losses.items():
+        for name, weight in (self.losses or {}).items():
             if name not in LOSSES:
                 raise InputError(f"RoutedLayers.losses: {unknown('loss', name, LOSSES)}")
             _check(f"losses[{name!r}]", weight, float)
@@ -126,9 +126,10 @@ class RoutedLayers:
         return MoE(self._router(dim), experts, shared)
 
     def _router(self, dim: int) -> nn.Module:
-        losses = [LOSSES[name](weight) for name, weight in self.losses.items()]
-        for name, loss in zip(self.losses, losses, strict=True):
-            loss.name = name
+        losses = []
+        for name, weight in (self.losses or {}).items():
+            losses.append(LOSSES[name](weight))
+            losses[-1].name = name
         match self.router:
             case "top-k":
                 return TopKRouter(

@@ -10,9 +10,10 @@ was told the first time.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +37,13 @@ class Seat:
     """A routed layer's place in its host: it is told what the pass knows, and tells its routing.
 
     index: the layer; below: the nearest routed layer below it, or None.
+    scores: the host expects the weights of the chosen experts beside the layer's output.
     """
 
-    def __init__(self, index: int, below: int | None) -> None:
+    def __init__(self, index: int, below: int | None, scores: bool) -> None:
         self.index = index
         self.below = below
+        self.scores = scores
         self._pass: Pass | None = None
 
     def before_attention(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple:
@@ -58,11 +61,13 @@ class Seat:
             context = replace(context, previous=self._pass.routings[self.below])
         return args, {"context": context} | kwargs
 
-    def after_routing(self, layer: MoE, args: tuple, y: Any) -> None:
-        """Tell the layers above which way the things went."""
+    def after_routing(self, layer: MoE, args: tuple, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Tell the layers above which way the things went, and the host what it expects."""
+        routing = cast(Routing, layer.last)
         if self._pass is not None:
-            self._pass.routings[self.index] = layer.last
+            self._pass.routings[self.index] = routing
         self._pass = None
+        return (y, routing.weights) if self.scores else y
 
 
 def connect(decoder: Decoder) -> None:
@@ -77,7 +82,7 @@ def connect(decoder: Decoder) -> None:
         if index not in routed:
             handles.append(attention.register_forward_pre_hook(drop_pass, with_kwargs=True))
             continue
-        seat, layer = Seat(index, below), routed[index]
+        seat, layer = Seat(index, below, decoder.family.scores), routed[index]
         below = index
         handles += [
             attention.register_forward_pre_hook(seat.before_attention, with_kwargs=True),
@@ -95,7 +100,7 @@ def disconnect(decoder: Decoder) -> None:
 
 def start_pass(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple:
     """A pre-hook of the decoder: add the pass to its arguments."""
-    named = _signature(type(decoder)).bind(decoder, *args, **kwargs).arguments
+    named = _signature(type(decoder).forward).bind(decoder, *args, **kwargs).arguments
     return args, kwargs | {_KEY: Pass(_context(named))}
 
 
@@ -112,18 +117,20 @@ def drop_pass(attention: nn.Module, args: tuple, kwargs: dict) -> tuple:
 
 
 @cache
-def _signature(kind: type[nn.Module]) -> inspect.Signature:
-    return inspect.signature(kind.forward)
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
 
 
 def _context(named: dict[str, Any]) -> RoutingContext:
     """What the arguments of the decoder say; what a `given` block says comes first."""
-    tokens, embeddings = named.get("input_ids"), named.get("inputs_embeds")
-    things = embeddings if tokens is None else tokens
+    tokens = named.get("input_ids")
+    things = named.get("inputs_embeds") if tokens is None else tokens
+    if things is None:
+        return current()  # the decoder has its own words for this
     batch, length = things.shape[:2]
     cache = named.get("past_key_values")
     past = 0 if cache is None else int(cache.get_seq_length())
-    host = {
+    host: dict[str, Any] = {
         "shape": (batch, length),
         "tokens": None if tokens is None else tokens.flatten().long(),
         "mask": _mask(named.get("attention_mask"), past, length),

@@ -18,6 +18,10 @@ def _intermediate_size(config: Any) -> int:
     return config.intermediate_size
 
 
+def _moe_intermediate_size(config: Any) -> int:
+    return config.moe_intermediate_size
+
+
 def _gpt2_width(config: Any) -> int:
     return config.n_inner or 4 * config.n_embd
 
@@ -27,13 +31,15 @@ class Family:
     """Where a family of decoders keeps its parts.
 
     layers: the decoder's list of layers. attention, mlp: modules of a layer.
-    width: from the configuration to the width of a dense feed-forward layer.
+    width: from the configuration to the width of a feed-forward layer, or of an expert.
+    scores: the host expects a pair of its routed layers, (y, weights of the chosen experts).
     """
 
     layers: str = "layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
     width: Callable[[Any], int] = _intermediate_size
+    scores: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -43,6 +49,11 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(),
     "gemma3_text": Family(),
     "gpt2": Family(layers="h", attention="attn", width=_gpt2_width),
+    "olmoe": Family(),
+    "mixtral": Family(),
+    "qwen3_moe": Family(width=_moe_intermediate_size),
+    "deepseek_v3": Family(width=_moe_intermediate_size),
+    "gpt_oss": Family(scores=True),
 }
 
 
