@@ -30,7 +30,9 @@ def test_linear_scores_follow_the_equation(problem: Problem) -> None:
 @given(problems(masks=False))
 def test_cosine_scores_follow_the_equation(problem: Problem) -> None:
     scorer = CosineScorer(problem.dim, problem.num_experts, temperature=0.3).double()
-    slow = cosine_scores(problem.x, scorer.projection, scorer.weight, scorer.log_temperature.exp())
+    slow = cosine_scores(
+        problem.x, scorer.projection, scorer.weight, scorer.log_temperature.exp().squeeze()
+    )
     assert_same(scorer(problem.x, NOTHING), slow, leaves_of(scorer, problem.x), 1e-7)
 
 

@@ -75,7 +75,7 @@ class Router(nn.Module):
 
     def _route(self, x: Tensor, context: RoutingContext) -> Routing:
         scores = self.scorer(x, context)
-        context.check(*scores.shape)
+        context.check(len(x), scores.shape[1])
         if context.candidates is not None:
             scores = scores.masked_fill(~context.candidates, -torch.inf)
         probabilities = self.gate.probabilities(scores)
