@@ -9,6 +9,7 @@ import builtins
 import keyword
 import re
 import tokenize
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
@@ -41,6 +42,9 @@ _KINDS = {
     tokenize.OP: "operator",
 }
 
+# The last is how 3.12 and 3.13 fail on some text that is no source, with a NUL for example.
+_REFUSALS = (tokenize.TokenError, SyntaxError, SystemError)
+
 # For what `tokenize` refuses: a string may run to the end of the text, all else is one line.
 _LEXEMES = re.compile(
     r"""(?P<string>(?i:[rbuft]{0,2})(?:
@@ -71,7 +75,9 @@ def python_kinds(text: str) -> list[str]:
     is in it, as it was before Python 3.12. What does not tokenize is read line by line by rule of
     thumb. Give whole documents: a text that starts inside a string is read as code.
     """
-    kinds = _Source(re.sub("\r\n?", "\n", text)).kinds
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # the text is read, not run
+        kinds = _Source(re.sub("\r\n?", "\n", text)).kinds
     spread, place = [], 0
     for letter, following in zip(text, text[1:] + " ", strict=False):
         spread.append(kinds[place])
@@ -143,7 +149,7 @@ class _Source:
                 else:
                     statement.append((place(low), place(high), kind))
                 end = place(high)
-        except (tokenize.TokenError, SyntaxError):
+        except _REFUSALS:
             self.paint(statement)
             return end
         self.paint(statement)
@@ -201,15 +207,24 @@ def _lexemes(lines: Iterator[str]) -> Iterator[tuple[str, tuple[int, int], tuple
                 yield "string", opened, token.end
         elif depth:
             continue
+        elif _is_error(token, name):
+            raise tokenize.TokenError
         elif token.type == tokenize.NEWLINE:
             yield "end", token.start, token.start
         elif token.type == tokenize.NAME:
             yield _name_kind(token.string, dotted), token.start, token.end
         elif token.type in _KINDS:
             yield _KINDS[token.type], token.start, token.end
-        elif name == "ERRORTOKEN" and not token.string.isspace():  # an error since 3.12
-            raise tokenize.TokenError
         dotted = token.string == "."
+
+
+def _is_error(token: tokenize.TokenInfo, name: str) -> bool:
+    """Whether the token is none of Python's; versions differ in what they call such a thing."""
+    if name == "OP":
+        return token.string not in tokenize.EXACT_TOKEN_TYPES
+    if name == "NAME":
+        return not token.string.isidentifier()
+    return name == "ERRORTOKEN" and not token.string.isspace()
 
 
 def _name_kind(name: str, dotted: bool) -> str:
