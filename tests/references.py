@@ -170,9 +170,27 @@ def load_balance(probabilities: Tensor, experts: Tensor, mask: Sequence[bool]) -
     loss = probabilities.new_zeros(())
     for e in range(num_experts):
         f = choices.count(e) / max(len(choices), 1)
-        p = sum(probabilities[t, e] / sum(probabilities[t]) for t in counted)
+        p = sum(shares(probabilities[t])[e] for t in counted)
         loss = loss + num_experts * f * p / max(len(counted), 1)
     return loss
+
+
+def sequence_balance(
+    probabilities: Tensor, experts: Tensor, mask: Sequence[bool], length: int
+) -> Tensor:
+    """Load balance within each sequence, averaged over things: DeepSeek-V3, equation 17."""
+    loss = probabilities.new_zeros(())
+    for start in range(0, len(mask), length):
+        part = slice(start, start + length)
+        own = load_balance(probabilities[part], experts[part], mask[part])
+        loss = loss + own * sum(mask[part]) / max(sum(mask), 1)
+    return loss
+
+
+def shares(probabilities: Tensor) -> list[Tensor]:
+    """Scaled to sum to one, where anything may be chosen."""
+    total = sum(probabilities)
+    return [p / total if total > 0 else p for p in probabilities]
 
 
 def importance(weights: Tensor, experts: Tensor, mask: Sequence[bool], num_experts: int) -> Tensor:
@@ -188,16 +206,21 @@ def importance(weights: Tensor, experts: Tensor, mask: Sequence[bool], num_exper
 
 
 def router_z(scores: Tensor, mask: Sequence[bool]) -> Tensor:
-    """Mean of (log Σ exp s)²: ST-MoE, equation 5."""
-    return mean_over(lambda t: sum(s.exp() for s in scores[t] if s > -INF).log() ** 2, mask, scores)
+    """Mean of (log Σ exp s)²: ST-MoE, equation 5; 0 where nothing may be chosen."""
+
+    def of(t: int) -> Tensor:
+        powers = [s.exp() for s in scores[t] if s > -INF]
+        return sum(powers).log() ** 2 if powers else scores.new_zeros(())
+
+    return mean_over(of, mask, scores)
 
 
 def entropy(probabilities: Tensor, mask: Sequence[bool]) -> Tensor:
     """Mean of -Σ p log p, of probabilities scaled to sum to one."""
+    zero = probabilities.new_zeros(())
 
     def of(t: int) -> Tensor:
-        shares = [p / sum(probabilities[t]) for p in probabilities[t]]
-        return -sum(p * p.log() for p in shares if p > 0)
+        return -sum((p * p.log() for p in shares(probabilities[t]) if p > 0), zero)
 
     return mean_over(of, mask, probabilities)
 
