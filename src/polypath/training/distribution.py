@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,14 @@ def start(device: str | None = None) -> torch.device:
 
     device: "cpu" (gloo) or "cuda" (nccl); the GPU where there is one by default.
     Outside torchrun there is nothing to join. Raises InputError when the environment is not whole,
-    or has more processes than GPUs.
+    has more processes than GPUs, or names a place where nobody is met.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not any(name in os.environ for name in _LAUNCHED):
         return torch.device(kind)
     here = _environment()
     if kind == "cpu":
-        dist.init_process_group("gloo")
+        _join("gloo")
         return torch.device(kind)
     own = torch.device(kind, here["LOCAL_RANK"])
     if own.index >= torch.cuda.device_count():
@@ -52,8 +53,16 @@ def start(device: str | None = None) -> torch.device:
             "torchrun's --nproc-per-node may be their number at most"
         )
     torch.cuda.set_device(own)
-    dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own)
+    _join("cpu:gloo,cuda:nccl", device_id=own)
     return own
+
+
+def _join(backend: str, **options: Any) -> None:
+    try:
+        dist.init_process_group(backend, **options)
+    except dist.DistError as error:
+        place = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise InputError(f"cannot meet the other ranks at {place}: {error}") from error
 
 
 def _environment() -> dict[str, int]:
@@ -89,6 +98,12 @@ def world() -> int:
 def is_main() -> bool:
     """Whether this process is the one that writes files and talks."""
     return rank() == 0
+
+
+def wait() -> None:
+    """Hold every rank until all have come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def summed(value: Tensor) -> Tensor:
@@ -223,8 +238,8 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _like(target: Tensor, full: Tensor) -> Tensor:
-    """A whole tensor as `target` is spread over ranks; what is shaped otherwise stays whole."""
+    """A copy, spread over ranks as `target` is; what has another shape stays whole."""
     if not isinstance(target, DTensor) or full.shape != target.shape:
-        return full
+        return full.clone()
     here = full.to(target.device)
     return distribute_tensor(here, target.device_mesh, target.placements, src_data_rank=None)
