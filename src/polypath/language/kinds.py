@@ -128,9 +128,7 @@ class _Source:
         row = 0
         while row < len(self.lines):
             stopped = self.tokenize(row)
-            if stopped is None:
-                return
-            row = self.guess(stopped)
+            row = len(self.lines) if stopped is None else self.guess(stopped)
 
     def tokenize(self, row: int) -> int | None:
         """Paint from a row on; the place where `tokenize` refused, or None where it did not."""
@@ -157,8 +155,7 @@ class _Source:
 
     def guess(self, place: int) -> int:
         """Paint the rest of the line at a place, or more where a string runs on; the next row."""
-        stop = self.text.find("\n", place)
-        stop = len(self.text) if stop < 0 else stop
+        stop = self.line_end(place)
         while place < stop:
             match = _LEXEMES.match(self.text, place)
             if match is None:
@@ -166,13 +163,14 @@ class _Source:
                 continue
             kind = match.lastgroup or ""
             if kind == "name":
-                kind = _name_kind(match.group(), dotted=self.text[:place].endswith("."))
+                kind = _name_kind(match.group(), self.text[place - 1 : place] == ".")
             self.paint([(*match.span(), kind)])
             place = match.end()
-            if place > stop:
-                stop = self.text.find("\n", place)
-                stop = len(self.text) if stop < 0 else stop
+            stop = max(stop, self.line_end(place))
         return bisect_right(self.starts, stop)
+
+    def line_end(self, place: int) -> int:
+        return self.starts[bisect_right(self.starts, place)] - 1
 
     def paint(self, ranges: Iterable[tuple[int, int, str]]) -> None:
         for start, end, kind in ranges:
