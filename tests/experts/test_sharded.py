@@ -15,7 +15,7 @@ from polypath.errors import InputError
 from polypath.experts import FeedForwardExperts
 from polypath.experts.sharded import ShardedExperts
 from polypath.routing import Routing
-from ranks import as_rank, torchrun
+from torchruns import as_rank, torchrun
 
 D, RANKS = 6, 2
 

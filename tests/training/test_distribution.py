@@ -34,7 +34,7 @@ from polypath.routing import (
     whole_batch,
 )
 from polypath.training import distribution
-from ranks import as_rank, torchrun
+from torchruns import as_rank, torchrun
 
 WORDS, LENGTH, ROWS, STEPS, MIDDLE = 13, 6, 5, 6, 3
 
