@@ -22,19 +22,20 @@ class SelectionBias(nn.Module):
     """A bias per expert that only the selection sees, moved against the load after each step.
 
     b ← b + rate · sign(mean load - load), over the things of the whole global batch.
-    value: (E,) float32, the bias. seen: (E,) int64, choices since the last update. Both keep their
-    dtypes when a model is cast: steps and counts drown in half precision.
+    value: (E,) float32, the bias; it stays float32 when a model is cast, for steps drown in half
+        precision.
+    seen: (E,) int64, choices since the last update, or None.
     Source: loss-free balancing (Wang et al. 2024), algorithm 1.
     """
 
     value: Tensor
-    seen: Tensor
+    seen: Tensor | None
 
     def __init__(self, num_experts: int, rate: float = 1e-3) -> None:
         super().__init__()
         self.rate = rate
         self.register_buffer("value", torch.zeros(num_experts))
-        self.register_buffer("seen", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
+        self.seen = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectionBias:
         def move(tensor: Tensor) -> Tensor:
@@ -49,16 +50,20 @@ class SelectionBias(nn.Module):
         filled = experts >= 0
         if mask is not None:
             filled = filled & mask[:, None]
-        self.seen.index_add_(0, experts.clamp_min(0).flatten(), filled.flatten().to(self.seen))
+        seen = self._seen()
+        self.seen = seen.index_add_(0, experts.clamp_min(0).flatten(), filled.flatten().to(seen))
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the bias by what was seen since the last update, over all ranks, and forget it."""
+        seen, self.seen = self._seen(), None
         if dist.is_initialized():
-            dist.all_reduce(self.seen)
-        seen = self.seen.float()
-        self.value += self.rate * torch.sign(seen.mean() - seen)
-        self.seen.zero_()
+            dist.all_reduce(seen)
+        self.value += self.rate * torch.sign(seen.float().mean() - seen)
+
+    def _seen(self) -> Tensor:
+        # Not a buffer: one that is not saved would come back from the meta device as anything.
+        return torch.zeros_like(self.value, dtype=torch.int64) if self.seen is None else self.seen
 
 
 class TopK(nn.Module):
