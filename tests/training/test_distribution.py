@@ -177,6 +177,10 @@ class Training:
 
 def work(folder: Path) -> None:
     """Both models in both ways, into files: trained through, and from one process's middle."""
+    if distribution.is_main():
+        (folder / "main was here").touch()
+    distribution.wait()
+    assert (folder / "main was here").exists()
     for model, shard in ARMS:
         own = folder / f"{model} {shard}"
         training = Training(model, shard, parts=2 if model == "blocks" else 1)

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from polypath.errors import InputError
 from polypath.routing.record import Routing
@@ -60,7 +61,7 @@ class ShardedExperts(nn.Module):
         return self.travel(x, routing)
 
     def travel(self, x: Tensor, routing: Routing) -> Tensor:
-        """Send rows to the owners of their experts, let them be served there, and add them up."""
+        """Rows go to the owners of their experts, are served there, and come back to be summed."""
         group, ranks = self.mesh.get_group(), self.mesh.size()
         owners = routing.experts // self.per_rank
         owned = owners == torch.arange(ranks, device=x.device)[:, None, None]
@@ -69,27 +70,25 @@ class ShardedExperts(nn.Module):
         received, width = _announce(counts, routing.experts.shape[1], group)
         sent = counts.tolist()
 
-        mine = owned[to, things]
-        widen = (0, width - mine.shape[1])
-        experts = (routing.experts[things] % self.per_rank).masked_fill(~mine, -1)
-        experts = nn.functional.pad(experts, widen, value=-1)
-        weights = nn.functional.pad(routing.weights[things].masked_fill(~mine, 0.0), widen)
-        experts, weights, rows = (
-            _Exchange.apply(t, sent, received, group) for t in (experts, weights, x[things])
-        )
-        # The owner needs no scores, only their number.
-        scores = weights.new_zeros(()).expand(len(rows), self.mine)
+        others = ~owned[to, things]
+        experts = (routing.experts[things] % self.per_rank).masked_fill(others, -1)
+        weights = routing.weights[things].masked_fill(others, 0.0)
+        missing = (0, width - others.shape[1])
+        going = (F.pad(experts, missing, value=-1), F.pad(weights, missing), x[things])
+        experts, weights, rows = (_Exchange.apply(t, sent, received, group) for t in going)
+        # The bank reads no scores, only of how many experts they are.
+        scores = weights.new_zeros(()).expand(len(rows), self.held)
         served = self.serve(rows, Routing(scores, experts, weights))
         returned = _Exchange.apply(served, received, sent, group)
         return returned.new_zeros(len(x), returned.shape[1]).index_add(0, things, returned)
 
     @property
-    def mine(self) -> int:
-        """How many experts this rank owns."""
+    def held(self) -> int:
+        """How many experts lie on this rank."""
         return min(self.per_rank, self.num_experts - self.per_rank * self.mesh.get_local_rank())
 
     def serve(self, rows: Tensor, routing: Routing) -> Tensor:
-        """The bank with this rank's slices as plain tensors, on rows (R, D) that are here."""
+        """y (R, D) of rows (R, D) that are here, by the experts that are here."""
         spread = cast("Iterable[tuple[str, DTensor]]", self.bank.named_parameters())
         own = {name: parameter.to_local() for name, parameter in spread}
         y = functional_call(self.bank, own, (rows, routing))
