@@ -106,12 +106,6 @@ def wait() -> None:
         dist.barrier()
 
 
-def wait() -> None:
-    """Go on when all ranks are here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def summed(value: Tensor) -> Tensor:
     """The sum of a metric over all ranks, the same on each."""
     value = value.detach().clone()
