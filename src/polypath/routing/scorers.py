@@ -76,7 +76,8 @@ class CosineScorer(nn.Module):
         width = projection or max(2, num_experts // 2)
         self.projection = nn.Parameter(torch.empty(width, dim))
         self.weight = nn.Parameter(torch.empty(num_experts, width))
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        # (1,), since FSDP spreads no scalars.
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
         nn.init.normal_(self.projection, std=1 / math.sqrt(dim))
         nn.init.orthogonal_(self.weight)
 
