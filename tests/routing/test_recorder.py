@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polypath.errors import InputError
 from polypath.experts import FeedForwardExperts
@@ -29,9 +30,20 @@ def layer(**options) -> MoE:
     return MoE(router, FeedForwardExperts(6, 8, 4))
 
 
-def deep(**options) -> nn.Module:
-    """Eleven layers, so that their names do not sort as they run."""
-    return nn.Sequential(*(layer(**options) for _ in range(11)))
+class Deep(nn.Module):
+    """Eleven layers beside a residual stream, so that their names do not sort as they run."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layer(**options) for _ in range(11))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for moe in self.layers:
+            x = F.normalize(x + moe(x))
+        return x
+
+
+NAMES = [f"layers.{i}" for i in range(11)]
 
 
 def state(model: nn.Module) -> list:
@@ -39,22 +51,22 @@ def state(model: nn.Module) -> list:
 
 
 def test_record_gives_what_the_routers_decide() -> None:
-    model, xs = deep(), [torch.randn(size, 8) for size in (5, 0, 1)]
+    model, xs = Deep(), [torch.randn(size, 8) for size in (5, 0, 1)]
     with record(model) as routes:
         ys = [model(x) for x in xs]
-    assert list(routes) == [str(i) for i in range(11)]
+    assert list(routes) == NAMES
     for x, y, turn in zip(xs, ys, range(3), strict=True):
-        for name, module in model.named_children():
-            expected = module.router(x, RoutingContext())
+        for name, moe in zip(NAMES, model.layers, strict=True):
+            expected = moe.router(x, RoutingContext())
             assert torch.equal(routes[name][turn].experts, expected.experts)
             assert torch.equal(routes[name][turn].weights, expected.weights)
             assert not routes[name][turn].weights.requires_grad
-            x = module(x)
+            x = F.normalize(x + moe(x))
         assert torch.equal(x, y)
 
 
 def test_recording_off_is_no_code_at_all() -> None:
-    model = deep()
+    model = Deep()
     assert state(model) == [([], None)] * 11
     with record(model):
         assert all(len(listeners) == 1 for listeners, _ in state(model))
@@ -62,22 +74,22 @@ def test_recording_off_is_no_code_at_all() -> None:
 
 
 def test_recording_changes_no_output() -> None:
-    model, x = deep(), torch.randn(7, 8)
+    model, x = Deep(), torch.randn(7, 8)
     plain = model(x)
     with record(model):
         assert torch.equal(model(x), plain)
 
 
 def test_records_nest_and_end_on_errors() -> None:
-    model, x = deep(), torch.randn(3, 8)
+    model, x = Deep(), torch.randn(3, 8)
     with record(model) as outer:
         model(x)
         with pytest.raises(KeyError), record(model) as inner:
             model(x)
             raise KeyError
         model(x)
-    assert (len(outer["0"]), len(inner["0"])) == (3, 1)
-    assert torch.equal(outer["0"][1].experts, inner["0"][0].experts)
+    assert (len(outer["layers.0"]), len(inner["layers.0"])) == (3, 1)
+    assert torch.equal(outer["layers.0"][1].experts, inner["layers.0"][0].experts)
     assert state(model) == [([], None)] * 11
 
 
@@ -89,19 +101,21 @@ def test_records_are_kept_where_asked() -> None:
 
 
 def test_joined_is_all_things_of_a_layer() -> None:
-    model = deep()
+    model = Deep()
     with record(model) as routes:
         for size in (5, 2):
             model(torch.randn(size, 8))
     assert [len(routing) for routing in routes.joined().values()] == [7] * 11
-    first, second = routes["3"]
-    assert torch.equal(routes.joined()["3"].load(), first.load() + second.load())
+    first, second = routes["layers.3"]
+    assert torch.equal(routes.joined()["layers.3"].load(), first.load() + second.load())
 
 
 @pytest.mark.parametrize("weights", ["recorded", "computed"])
-@pytest.mark.parametrize("options", [{}, {"capacity": 0.8}, {"scorer": "noisy"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"gate": "softmax", "capacity": 0.8}, {"scorer": "noisy"}], ids=str
+)
 def test_replay_goes_the_same_way_to_the_bit(weights: str, options: dict) -> None:
-    model, xs = deep(**options), [torch.randn(size, 8) for size in (9, 4)]
+    model, xs = Deep(**options), [torch.randn(size, 8) for size in (9, 4)]
     with record(model) as routes:
         ys = [model(x) for x in xs]
     with replay(model, routes, weights), record(model) as again:
@@ -112,6 +126,17 @@ def test_replay_goes_the_same_way_to_the_bit(weights: str, options: dict) -> Non
             assert torch.equal(ours.experts, theirs.experts)
     if weights == "recorded" or options.get("scorer") != "noisy":  # noise is drawn anew
         assert all(torch.equal(a, b) for a, b in zip(replayed, ys, strict=True))
+
+
+def test_replay_weighs_without_the_choices_that_capacity_dropped() -> None:
+    model, x = layer(capacity=0.5), torch.randn(9, 8)
+    with record(model) as routes:
+        model(x)
+    assert set(routes[""][0].count().tolist()) == {0, 1, 2}
+    with replay(model, routes, "computed"):
+        model(x)
+    served = model.last.count() > 0
+    torch.testing.assert_close(model.last.weights.sum(-1), served.float())
 
 
 def test_replayed_experts_teach_the_router() -> None:
@@ -161,17 +186,20 @@ def test_replays_nest_and_end_on_errors() -> None:
 
 
 def test_replay_refuses_what_was_not_recorded() -> None:
-    model, x = deep(), torch.randn(4, 8)
+    model, x = Deep(), torch.randn(4, 8)
     with record(model) as routes:
         model(x)
     with replay(model, routes):
         model(x)
-        with pytest.raises(InputError, match="0 ran more often than was recorded, 1 times"):
+        with pytest.raises(InputError, match=r"layers\.0 ran more often than was recorded, 1 t"):
             model(x)
-    with replay(model, routes), pytest.raises(InputError, match="0 got 3 things, 4 were recorded"):
+    with replay(model, routes), pytest.raises(InputError, match="got 3 things, 4 were recorded"):
         model(x[:3])
     some = Routes({name: routes[name] for name in list(routes)[:9]})
-    with pytest.raises(InputError, match="no routes were recorded for 10, 9"), replay(model, some):
+    with (
+        pytest.raises(InputError, match=r"recorded for layers\.10, layers\.9"),
+        replay(model, some),
+    ):
         pass
     with pytest.raises(InputError, match="did you mean 'computed'"):
         replay(model, routes, "compute").__enter__()
@@ -196,7 +224,7 @@ def assert_equal(ours: Routes, theirs: Routes) -> None:
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
-    model = deep()
+    model = Deep()
     with record(model) as routes:
         for size in (5, 0, 3):
             with given(mask=torch.rand(size) < 0.5):

@@ -103,7 +103,8 @@ def replay(
 
     weights="recorded": routers do not run at all.
     weights="computed": the recorded experts, weighted by what the router says now, with gradients;
-        for training on the experts that inference chose.
+        for training on the experts that inference chose. Choices that capacity dropped were not
+        recorded; a gate that shares one out among the chosen shares it among the rest.
     Raises InputError when layers or sizes do not match, or when there are more forwards than were
     recorded.
     """
