@@ -1,6 +1,7 @@
 """Language models as hosts of routed layers."""
 
 from polypath.language.attach import attach, detach
+from polypath.language.checkpoint import from_pretrained, save_pretrained
 from polypath.language.config import RoutedLayers
 from polypath.language.corpus import Corpus, Document, Split, read_corpus
 from polypath.language.kinds import kinds_of, python_kinds, text_kinds, token_kinds
@@ -25,10 +26,12 @@ __all__ = [
     "attach",
     "bits_per_byte",
     "detach",
+    "from_pretrained",
     "kinds_of",
     "python_kinds",
     "read_corpus",
     "read_tokenizer",
+    "save_pretrained",
     "text_kinds",
     "token_kinds",
 ]

@@ -91,11 +91,29 @@ READINGS: dict[str, Reading] = {
 
 @dataclass
 class Native:
-    """The block that an adopted layer came from, emptied, and how that layer looked."""
+    """The block that an adopted layer came from, emptied.
+
+    parts: from the block's own names to those of the layer. looks: how the layer looked.
+    """
 
     block: Any
     parts: Mapping[str, str]
     looks: str
+
+    def name(self, own: str) -> str:
+        """The block's name for a parameter that the layer calls `own`."""
+        for native, routed in self.parts.items():
+            if own == routed or own.startswith(f"{routed}."):
+                return native + own[len(routed) :]
+        return own
+
+    def check(self, layer: nn.Module) -> None:
+        """Raise InputError when the layer was changed into something that its block cannot hold."""
+        if repr(layer) != self.looks:
+            raise InputError(
+                f"a layer adopted from {type(self.block).__name__} was changed and has no native "
+                "form; put layers of your own in with attach(model, routed)"
+            )
 
 
 def adopt(block: Any, config: Any) -> tuple[MoE, Native]:
@@ -125,11 +143,7 @@ def release(layer: MoE, native: Native) -> nn.Module:
 
     Raises InputError when the layer was changed into something that its block cannot hold.
     """
-    if repr(layer) != native.looks:
-        raise InputError(
-            f"a layer adopted from {type(native.block).__name__} was changed and cannot go back; "
-            "put layers of your own in with attach(model, routed)"
-        )
+    native.check(layer)
     for name, own in native.parts.items():
         _move(layer, own, native.block, name)
     return native.block.train(layer.training)

@@ -1,0 +1,284 @@
+"""Models with routed layers on disk: folders of safetensors and JSON, never a pickle.
+
+A model whose routed layers are all adopted, or that has none, is a plain transformers checkpoint.
+Any other is one whose weights have the names of this library's layers, and a `polypath.json` that
+says what they are: {"version": 1, "layers": {"0": RoutedLayers | "adopted" | "function"}}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import logging
+
+from polypath.errors import InputError
+from polypath.language.adopt import Native
+from polypath.language.attach import attach
+from polypath.language.config import RoutedLayers
+from polypath.language.families import decoder_of
+from polypath.language.folders import former, replaced
+from polypath.language.shards import Shapes, check_experts, read_json, read_shapes, read_state
+from polypath.routing import MoE, routed_layers
+
+VERSION = 1
+DESCRIPTION = "polypath.json"
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "*.bin", "*.pt", "*.pth")
+OWN = ("config.json", "generation_config.json", DESCRIPTION, *WEIGHTS)
+
+Make = Callable[[int], MoE]
+
+
+def save_pretrained(
+    model: PreTrainedModel, folder: str | Path, max_shard_size: int | str = "5GB"
+) -> None:
+    """Write a model so that `from_pretrained` gives back the same logits, bit for bit.
+
+    folder: replaced as a whole when everything is written, and not before; files in it that are not
+        the model's, such as a tokenizer's, are kept.
+    max_shard_size: bytes, or text such as "5GB"; larger weights become several files.
+    A model whose routed layers are all adopted becomes a plain transformers checkpoint.
+    Raises InputError when the folder cannot be written or the model could not be loaded again.
+    """
+    decoder = decoder_of(model)
+    layers = {index: _described(o) for index, o in sorted(decoder.host.origins.items())}
+    plain = all(layer == "adopted" for layer in layers.values())
+    state = model.state_dict()
+    if plain:
+        native = _native_names(model)
+        state = {native.get(name, name): tensor for name, tensor in state.items()}
+    _check_loadable(model, {} if plain else layers, _shapes(state))
+    with replaced(Path(folder), _is_own) as draft, _quiet():
+        model.save_pretrained(
+            draft, state_dict=state, max_shard_size=max_shard_size, save_original_format=plain
+        )
+        if not plain:
+            text = json.dumps({"version": VERSION, "layers": layers}, indent=1)
+            (draft / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def from_pretrained(folder: str | Path, routed: Make | None = None) -> PreTrainedModel:
+    """Read a model that `save_pretrained` wrote, or a plain transformers checkpoint.
+
+    The routed layers that a plain checkpoint brings are adopted, see `attach`. The model is on the
+    CPU, in evaluation mode, and has the dtype in which it was saved.
+    routed: the function that was given to `attach`, for layers that a function made.
+    Raises InputError for a folder that is not a whole checkpoint: files, tensors or sizes that are
+    missing, unexpected or broken, weights in a pickle, an unknown router, a newer version.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    shapes = read_shapes(folder)
+    with _quiet():
+        if (folder / DESCRIPTION).exists():
+            model = _read_described(folder, config, shapes, routed)
+        else:
+            model = _read_plain(folder, config, shapes)
+    return model.eval()
+
+
+def _described(origin: Any) -> dict[str, Any] | str:
+    if isinstance(origin, RoutedLayers):
+        return origin.to_json()
+    return "adopted" if isinstance(origin, Native) else "function"
+
+
+def _is_own(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in OWN)
+
+
+def _names(model: PreTrainedModel) -> dict[int, str]:
+    """The dotted names of the routed layers by their index."""
+    names = {layer: name for name, layer in routed_layers(model).items()}
+    return {index: names[layer] for index, layer in decoder_of(model).routed().items()}
+
+
+def _native_names(model: PreTrainedModel) -> dict[str, str]:
+    """From the names of adopted layers' tensors to those that transformers gives them."""
+    decoder = decoder_of(model)
+    native = {}
+    for index, prefix in _names(model).items():
+        layer, origin = decoder.routed()[index], decoder.host.origins[index]
+        origin.check(layer)
+        for own in layer.state_dict():
+            native[f"{prefix}.{own}"] = f"{prefix}.{origin.name(own)}"
+    return native
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _check_loadable(model: PreTrainedModel, layers: Mapping[int, Any], shapes: Shapes) -> None:
+    """Raise InputError when `from_pretrained` would not build what the model is."""
+    known = {index: layer for index, layer in layers.items() if layer != "function"}
+    with torch.device("meta"):
+        blank = _blank(type(model), model.config, known, None)
+    for index in known:
+        layer, wanted = decoder_of(model).routed().get(index), decoder_of(blank).routed()[index]
+        if repr(layer) != repr(wanted):
+            raise InputError(
+                f"save_pretrained: layer {index} was changed since it was attached; "
+                "put it in with attach(model, lambda index: layer)"
+            )
+    made = tuple(_names(model)[index] + "." for index in layers.keys() - known.keys())
+    expected, found = (
+        {name: shape for name, shape in every.items() if not name.startswith(made)}
+        for every in (_shapes(blank.state_dict()), shapes)
+    )
+    _compare(expected, found, "save_pretrained: the model does not fit its configuration")
+
+
+def _compare(expected: Shapes, found: Shapes, where: str | Path) -> None:
+    """Raise InputError unless both have the same names and shapes."""
+    for problem, names in (
+        ("missing", expected.keys() - found.keys()),
+        ("unexpected", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise InputError(f"{where}: {problem} tensors: {_some(names)}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(f"{where}: {name} is {found[name]}; {shape} is right")
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + f" and {len(names) - 3} more" * (len(names) > 3)
+
+
+def _blank(
+    kind: type[PreTrainedModel],
+    config: PretrainedConfig,
+    layers: Mapping[int, Any],
+    routed: Make | None,
+) -> PreTrainedModel:
+    """A model with the described layers, its parameters not initialised."""
+    with no_init_weights():
+        model = kind._from_config(deepcopy(config), dtype=config.dtype)
+        for index, layer in layers.items():
+            if isinstance(layer, dict):
+                attach(model, RoutedLayers.from_json(layer), [index])
+            else:
+                attach(model, routed if layer == "function" else None, [index])
+    model.tie_weights()
+    return model
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    if not folder.is_dir():
+        hint = ""
+        if former(folder).exists():
+            hint = f"; an interrupted save left what it held in {former(folder)}"
+        raise InputError(f"no folder {folder}{hint}")
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder} is not a checkpoint: it has no config.json")
+    values = read_json(path)
+    if not isinstance(values, dict) or "architectures" not in values:
+        raise InputError(f"{path}: it does not name the model's `architectures`")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: {_line(error)}") from error
+
+
+def _kind(config: PretrainedConfig) -> type[PreTrainedModel]:
+    name = (config.architectures or ["none"])[0]
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise InputError(f"config.json: transformers has no model {name!r}")
+    return kind
+
+
+def _read_plain(folder: Path, config: PretrainedConfig, shapes: Shapes) -> PreTrainedModel:
+    check_experts(shapes, folder)
+    try:
+        model, info = _kind(config).from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype="auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, in one line
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: transformers cannot load it: {_line(error)}") from error
+    for problem in ("missing", "unexpected"):
+        if names := info[f"{problem}_keys"]:
+            raise InputError(f"{folder}: {problem} tensors: {_some(set(names))}")
+    for name, found, right in sorted(info["mismatched_keys"]):
+        raise InputError(f"{folder}: {name} is {tuple(found)}; {tuple(right)} is right")
+    decoder = decoder_of(model)
+    native = any(hasattr(decoder.mlp(index), "experts") for index in range(len(decoder.layers)))
+    return attach(model) if native else model
+
+
+def _read_described(
+    folder: Path, config: PretrainedConfig, shapes: Shapes, routed: Make | None
+) -> PreTrainedModel:
+    layers = _read_description(folder / DESCRIPTION, routed)
+    try:
+        model = _blank(_kind(config), config, layers, routed)
+    except InputError as error:
+        raise InputError(f"{folder / DESCRIPTION}: {error}") from error
+    # A file holds one name of the parameters that have several.
+    tied: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tied.setdefault(id(tensor), []).append(name)
+    expected = {
+        next((name for name in names if name in shapes), names[0]): names for names in tied.values()
+    }
+    every = _shapes(model.state_dict())
+    _compare({name: every[name] for name in expected}, shapes, folder)
+    model.load_state_dict(read_state(folder), strict=False, assign=True)
+    model.tie_weights()
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _read_description(path: Path, routed: Make | None) -> dict[int, Any]:
+    """The layers that a `polypath.json` describes, by their index."""
+    values = read_json(path)
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != VERSION:
+        raise InputError(f"{path} has version {version!r}; this polypath reads version {VERSION}")
+    layers = values.get("layers")
+    if not isinstance(layers, dict) or not all(index.isdigit() for index in layers):
+        raise InputError(f"{path}: its `layers` are not an object from indices to layers")
+    for index, layer in layers.items():
+        if layer == "function" and routed is None:
+            raise InputError(
+                f"{path}: a function made layer {index}; give it: from_pretrained(folder, routed)"
+            )
+        if not isinstance(layer, dict) and layer not in ("adopted", "function"):
+            raise InputError(f"{path}: layer {index} is {layer!r:.40}; an object is right")
+    return {int(index): layer for index, layer in layers.items()}
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no reports of transformers: what is wrong is told in one line here."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
