@@ -4,175 +4,54 @@ import itertools
 import json
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 
+from loops import MODELS, Training, blocks, whole_gradients
 from polypath.errors import InputError
-from polypath.experts import FeedForwardExperts
-from polypath.experts.shared import SharedExpert
-from polypath.language import RoutedLayers, attach
-from polypath.routing import (
-    LoadBalance,
-    MoE,
-    RouterZ,
-    Routes,
-    Routing,
-    TopKRouter,
-    given,
-    losses,
-    record,
-    replay,
-    update_biases,
-    whole_batch,
-)
+from polypath.routing import MoE, Routes, Routing, TopKRouter, given
 from polypath.training import distribution
 from torchruns import as_rank, torchrun
 
-WORDS, LENGTH, ROWS, STEPS, MIDDLE = 13, 6, 5, 6, 3
-
-
-class Block(nn.Module):
-    """Mixing over time and a routed layer."""
-
-    def __init__(self, dim: int, scorer: str) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.mix = nn.Linear(LENGTH, LENGTH)
-        router = TopKRouter(
-            dim, 4, 2, scorer, "softmax", [LoadBalance(0.1), RouterZ(0.05)], bias_rate=0.02
-        )
-        self.moe = MoE(router, FeedForwardExperts(4, dim, 16), SharedExpert(dim, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.mix(x.mT).mT
-        return x + self.moe(self.norm(x))
-
-
-class Decoder(nn.Module):
-    """Embedding, blocks and a head that is tied to the embedding."""
-
-    def __init__(self, dim: int = 8) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(WORDS, dim)
-        self.blocks = nn.ModuleList(Block(dim, scorer) for scorer in ("linear", "cosine"))
-        self.head = nn.Linear(dim, WORDS, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        x = self.embed(input_ids)
-        with given(mask=attention_mask.flatten().bool()):
-            for block in self.blocks:
-                x = block(x)
-        return self.head(x)
-
-
-def blocks() -> nn.Module:
-    return Decoder().double()
-
-
-def llama() -> nn.Module:
-    config = transformers.LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-    )
-    routed = RoutedLayers(
-        num_experts=5, k=2, bias_rate=0.02, losses={"load_balance": 0.1, "router_z": 0.05}
-    )
-    return attach(transformers.LlamaForCausalLM(config), routed, layers=[0, 2])
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {"blocks": blocks, "llama": llama}
+STEPS, MIDDLE = 6, 3
 ARMS = list(itertools.product(MODELS, (False, True)))
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    """Tokens (ROWS, LENGTH + 1) of the global batch of a step, and which are not padding."""
-    random = torch.Generator().manual_seed(step)
-    tokens = torch.randint(0, WORDS, (ROWS, LENGTH + 1), generator=random)
-    ends = torch.randint(2, LENGTH + 2, (ROWS, 1), generator=random)
-    return tokens, torch.arange(LENGTH + 1) < ends
+class Several(nn.Module):
+    """A bank of separate networks; one that gets no rows does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        y = torch.zeros_like(x)
+        for expert, network in enumerate(self.networks):
+            things, slots = (routing.experts == expert).nonzero(as_tuple=True)
+            if len(things):
+                gates = routing.weights[things, slots, None]
+                y = y.index_add(0, things, network(x[things]) * gates)
+        return y
 
 
-class Training:
-    """A loop as a user would write it, over micro-batches; `first` keeps the first gradients."""
+CHOSEN = torch.tensor([[0, 1], [1, 0], [1, -1], [1, -1]])
+"""Experts of two things on each rank: rank 1 has no rows for expert 0, nobody has any for 2."""
 
-    def __init__(self, model: str, shard_experts: bool = False, parts: int = 1) -> None:
-        torch.manual_seed(distribution.rank())  # rank 0's weights become everybody's
-        self.model = distribution.parallelise(MODELS[model](), shard_experts)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02, weight_decay=0.1)
-        self.parts = parts
-        self.first: dict[str, Tensor] = {}
 
-    def rows(self, step: int) -> list[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches."""
-        own = torch.arange(ROWS).chunk(distribution.world())[distribution.rank()]
-        tokens, real = (t[own].chunk(self.parts) for t in batch(step))
-        return list(zip(tokens, real, strict=True))
-
-    def nats(self, tokens: Tensor, real: Tensor) -> Tensor:
-        """The summed cross-entropy of targets that are not padding."""
-        out = self.model(input_ids=tokens[:, :-1], attention_mask=real[:, :-1].long())
-        logits = out if isinstance(out, Tensor) else out.logits
-        return F.cross_entropy(logits[real[:, 1:]], tokens[:, 1:][real[:, 1:]], reduction="sum")
-
-    def backward(self, step: int) -> Tensor:
-        """Gradients of the step's batch; this rank's share of its loss."""
-        targets = batch(step)[1][:, 1:].sum()
-        parts = self.rows(step)
-        passes = [lambda part=part: self.nats(*part) for part in parts]
-        share = torch.zeros(())
-        with whole_batch(self.model, passes) if len(parts) > 1 else nullcontext():
-            for run in passes:
-                loss = run() / targets + sum(losses(self.model).values())
-                loss.backward()
-                share = share + loss.detach()
-        return share
-
-    def run(self, start: int, end: int) -> list[tuple[float, float]]:
-        """Train; the loss of the global batch and the norm of its gradient, for each step."""
-        history = []
-        for step in range(start, end):
-            share = self.backward(step)
-            if step == 0:
-                self.first = {
-                    name: (p.grad.full_tensor() if isinstance(p, DTensor) else p.grad).clone()
-                    for name, p in self.model.state_dict(keep_vars=True).items()
-                    if p.requires_grad
-                }
-            norm = distribution.clip_grad_norm(self.model, 0.5)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            update_biases(self.model)
-            history.append((float(distribution.summed(share)), float(norm)))
-        return history
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        return distribution.full_state(self.model, self.optimizer)
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        distribution.load_full_state(self.model, self.optimizer, state)
-
-    def routes(self) -> Routes:
-        """Where the first batch goes; it goes there again in a replay."""
-        with torch.no_grad(), record(self.model) as routes:
-            nats = [self.nats(*part) for part in self.rows(0)]
-        with torch.no_grad(), replay(self.model, routes):
-            assert nats == [self.nats(*part) for part in self.rows(0)]
-        return routes
+def several(rank: int, ranks: int) -> dict[str, Tensor]:
+    """Gradients of a routed layer that lies in no list, on this rank's share of four things."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), MoE(TopKRouter(4, 3, 2), Several()))
+    x, experts = torch.randn(4, 4).chunk(ranks)[rank], CHOSEN.chunk(ranks)[rank]
+    distribution.parallelise(model)
+    with given(experts=experts):
+        model(x).square().sum().backward()
+    return whole_gradients(model)
 
 
 def work(folder: Path) -> None:
@@ -181,6 +60,7 @@ def work(folder: Path) -> None:
         (folder / "main was here").touch()
     distribution.wait()
     assert (folder / "main was here").exists()
+    save_file(several(distribution.rank(), 2), folder / f"several {distribution.rank()}")
     for model, shard in ARMS:
         own = folder / f"{model} {shard}"
         training = Training(model, shard, parts=2 if model == "blocks" else 1)
@@ -262,6 +142,12 @@ def test_routes_are_recorded_on_every_rank(model: str, shard: bool, folder: Path
         joined = Routing.cat([part[name] for part in found])
         assert torch.equal(joined.experts, routing.experts)
         assert torch.equal(joined.mask, routing.mask)
+
+
+def test_experts_may_have_rows_on_some_ranks_only(folder: Path) -> None:
+    expected = several(0, 1)
+    for rank in range(2):
+        torch.testing.assert_close(load_file(folder / f"several {rank}"), expected)
 
 
 def test_a_state_comes_back_bit_for_bit() -> None:
