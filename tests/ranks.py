@@ -1,6 +1,7 @@
 """Work for several processes: how tests start them, and what they compute."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -34,7 +35,11 @@ def on_ranks(work: Callable[[int], dict[str, Tensor]], world: int, folder: Path)
 def _rank(rank: int, work: Callable[[int], dict[str, Tensor]], world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/join", rank=rank, world_size=world
+        "gloo",
+        init_method=f"file://{folder}/join",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
     )
     save_file(work(rank), folder / f"{rank}.safetensors")
     dist.destroy_process_group()
@@ -104,8 +109,21 @@ def split(sizes: list[int]) -> list[Part]:
 
 
 def losses_on(rank: int) -> dict[str, Tensor]:
-    """One part to each of two ranks; then three to one and a larger one to the other."""
+    """One part to each of two ranks; then three to one and a larger one to the other.
+
+    Between the two, the first rank looks at its part by itself and without gradients.
+    """
     alone = losses_of([split([4, 3])[rank]], together=False)
+    own = without_gradients(split([4, 3])[0]) if rank == 0 else {}
     parts = split([1, 2, 1, 3])
     many = losses_of([parts[:3], parts[3:]][rank], together=True)
-    return {f"alone.{n}": v for n, v in alone.items()} | {f"many.{n}": v for n, v in many.items()}
+    kinds = {"alone": alone, "own": own, "many": many}
+    return {f"{kind}.{n}": v for kind, found in kinds.items() for n, v in found.items()}
+
+
+@torch.no_grad()
+def without_gradients(part: Part) -> dict[str, Tensor]:
+    model, (x, mask) = two_layers(), part
+    with given(mask=mask.flatten()):
+        model(x)
+    return losses(model)

@@ -30,7 +30,7 @@ from polypath.routing import (
     replay,
     whole_batch,
 )
-from ranks import batch, losses_of, losses_on, on_ranks, split
+from ranks import batch, losses_of, losses_on, on_ranks, split, without_gradients
 from references import assert_same, leaves_of
 
 LOSSES = {
@@ -199,12 +199,14 @@ def test_accumulation_without_the_whole_batch_would_differ(whole: dict[str, Tens
 def test_ranks_change_nothing(whole: dict[str, Tensor], tmp_path: Path) -> None:
     """Two processes, each with its part; then with unequal micro-batches in each."""
     ranks = on_ranks(losses_on, 2, tmp_path)
-    for kind in ("alone.", "many."):
-        own = [
-            {n.removeprefix(kind): v for n, v in rank.items() if n.startswith(kind)}
-            for rank in ranks
-        ]
-        assert_sums_to(whole, *own)
+
+    def of(rank: int, kind: str) -> dict[str, Tensor]:
+        found = ranks[rank]
+        return {n.removeprefix(kind): v for n, v in found.items() if n.startswith(kind)}
+
+    assert_sums_to(whole, of(0, "alone."), of(1, "alone."))
+    assert_sums_to(whole, of(0, "many."), of(1, "many."))
+    torch.testing.assert_close(of(0, "own."), without_gradients(split([4, 3])[0]))
 
 
 class Noisy(nn.Module):
