@@ -54,12 +54,20 @@ def several(rank: int, ranks: int) -> dict[str, Tensor]:
     return whole_gradients(model)
 
 
-def work(folder: Path) -> None:
-    """Both models in both ways, into files: trained through, and from one process's middle."""
+def agree(folder: Path) -> None:
+    rank = distribution.rank()
+    assert [distribution.any_rank(flag) for flag in (False, rank == 1, True)] == [False, True, True]
+    assert distribution.from_main(f"rank {rank}") == "rank 0"
+    assert distribution.summed(torch.tensor(rank + 1.0)) == 3.0
     if distribution.is_main():
         (folder / "main was here").touch()
     distribution.wait()
     assert (folder / "main was here").exists()
+
+
+def work(folder: Path) -> None:
+    """Both models in both ways, into files: trained through, and from one process's middle."""
+    agree(folder)
     save_file(several(distribution.rank(), 2), folder / f"several {distribution.rank()}")
     for model, shard in ARMS:
         own = folder / f"{model} {shard}"
@@ -220,6 +228,8 @@ def test_outside_torchrun_a_process_is_alone(environment: Callable) -> None:
     assert distribution.start("cpu") == torch.device("cpu")
     assert (distribution.rank(), distribution.world(), distribution.is_main()) == (0, 1, True)
     assert distribution.summed(torch.tensor(3.0)) == 3.0
+    assert [distribution.any_rank(flag) for flag in (False, True)] == [False, True]
+    assert distribution.from_main("here") == "here"
     model = blocks()
     assert not any(
         isinstance(p, DTensor) for p in distribution.parallelise(model, True).parameters()

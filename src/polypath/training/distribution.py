@@ -114,6 +114,19 @@ def summed(value: Tensor) -> Tensor:
     return value
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether any rank says so, the same answer on each: ranks stop at the same step or hang."""
+    return bool(summed(torch.tensor(int(flag))))
+
+
+def from_main(text: str) -> str:
+    """Rank 0's text on every rank, such as the folder that it chose."""
+    texts = [text]
+    if dist.is_initialized():
+        dist.broadcast_object_list(texts, src=0)
+    return texts[0]
+
+
 def parallelise(model: nn.Module, shard_experts: bool = False) -> nn.Module:
     """Spread a model over all ranks with FSDP2, in place; every rank takes rank 0's weights.
 
