@@ -1,0 +1,220 @@
+"""The command line: `polypath run`, `polypath report`, `polypath table`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from polypath.errors import InputError, unknown
+
+T = TypeVar("T")
+
+USAGE = """\
+polypath: models that choose their path
+
+  polypath run                    the recipes, one line each
+  polypath run NAME               train and compare; ends with a report   (--help for its options)
+  polypath run --resume RUN       carry on with a run that was stopped
+  polypath report RUN             write the page of a run again
+  polypath table [FOLDER]         every result under FOLDER (default: results) as one table
+
+  --debug shows the traceback of an error.
+"""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes and how it starts."""
+
+    out: Path | None = None
+    """Folder of the run; a new one under runs/ by default."""
+    resume: Path | None = None
+    """A run folder to carry on with, under the configuration that it has."""
+    preset: str | None = None
+    """Named values for the options, see the recipe; what you set yourself wins."""
+    quick: bool = False
+    """The same as --preset quick: small enough to see it work."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 1 and one clear line when the input is wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        _command(arguments)
+    except InputError as error:
+        if debug:
+            raise
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail("stopped", 130)
+
+
+def _command(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    if arguments[0] == "--version":
+        from polypath import __version__
+
+        print(__version__)
+        return
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "run": _run,
+        "report": _report,
+        "table": _table,
+    }
+    if arguments[0] not in commands:
+        raise unknown("command", arguments[0], commands)
+    commands[arguments[0]](arguments[1:])
+
+
+def _run(arguments: list[str]) -> None:
+    from polypath.recipes.catalogue import find
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _list_recipes()
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name.startswith("-"):
+        name, rest = _recipe_of(arguments), arguments
+    entry = find(name)
+
+    from polypath.recipes.launch import launch, preset
+
+    recipe = entry.load()
+    config, options = _options(entry.name, entry.line, recipe, preset, rest)
+    launch(entry.name, recipe, config, **options)
+
+
+def _options(
+    name: str, line: str, recipe: Any, preset: Callable[..., Any], arguments: list[str]
+) -> tuple[Any, dict[str, Path | None]]:
+    """The recipe's Config as the command line gives it, and where to run it."""
+    chosen = "quick" if "--quick" in arguments else _value(arguments, "--preset")
+    resumed = _value(arguments, "--resume")
+    default = preset(name, recipe, chosen, None if resumed is None else Path(resumed))
+
+    unprefixed = tyro.conf.arg(name="")
+    command = make_dataclass(
+        "Command",
+        [
+            ("config", Annotated[recipe.Config, unprefixed]),
+            ("options", Annotated[RunOptions, unprefixed]),
+        ],
+    )
+    given = _parse(command, arguments, f"polypath run {name}", line, command(default, RunOptions()))
+    if resumed is not None and given.config != default:
+        raise InputError(
+            f"{resumed} keeps the configuration it has; resume it without other options"
+        )
+    return given.config, {"out": given.options.out, "resume": given.options.resume}
+
+
+def _recipe_of(arguments: list[str]) -> str:
+    """The recipe of the run that is to be resumed, where no name was given."""
+    folder = _value(arguments, "--resume")
+    if folder is None:
+        raise InputError("polypath run: name a recipe first (`polypath run` lists them)")
+
+    from polypath.training.run import Run
+
+    return Run.open(Path(folder)).recipe
+
+
+def _list_recipes() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from polypath.recipes.catalogue import catalogue
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("domain", "recipe", "what it does"):
+        table.add_column(column)
+    for entry in sorted(catalogue().values(), key=lambda entry: (entry.domain, entry.name)):
+        table.add_row(entry.domain, entry.name, entry.line)
+    Console().print(table)
+
+
+def _report(arguments: list[str]) -> None:
+    """Write the page of a run again."""
+
+    @dataclass(frozen=True)
+    class Arguments:
+        run: tyro.conf.Positional[Path]
+        """The run's folder."""
+
+    given = _parse(Arguments, arguments, "polypath report", "Write the page of a run again.")
+
+    from polypath.report.page import render
+
+    print(render(given.run))
+
+
+def _table(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Arguments:
+        folder: tyro.conf.Positional[Path] = Path("results")
+        """A folder of results or runs."""
+        markdown: bool = False
+        """Print Markdown, as in docs/results.md."""
+
+    line = "Every result under a folder as one table."
+    given = _parse(Arguments, arguments, "polypath table", line)
+
+    from polypath.recipes.show import print_table
+    from polypath.report import results_table
+
+    print_table(results_table(given.folder), markdown=given.markdown)
+
+
+def _parse(
+    kind: Callable[..., T], arguments: list[str], prog: str, line: str, default: Any = None
+) -> T:
+    """What tyro makes of the arguments; its complaints become one line."""
+    complaint = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=arguments, prog=prog, description=line, **extra)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise InputError(f"{_one_line(complaint.getvalue())} (`{prog} --help`)") from None
+
+
+def _one_line(complaint: str) -> str:
+    """The message of tyro's framed complaint, and the option that it thinks was meant."""
+    sections = [
+        " ".join(re.sub(r"[│╭╮╰╯─]", " ", section).split())
+        for section in re.split(r"\n\W*[-─]{4,}\W*\n", complaint)
+    ]
+    message = sections[1] if len(sections) > 1 else " ".join(sections)
+    meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(sections))
+    return message + (f"; did you mean {meant[1]}?" if meant else "")
+
+
+def _value(arguments: list[str], option: str) -> str | None:
+    """What follows `option` on the command line, or None."""
+    for place, argument in enumerate(arguments):
+        if argument.startswith(f"{option}="):
+            return argument.split("=", 1)[1]
+        if argument == option and place + 1 < len(arguments):
+            return arguments[place + 1]
+    return None
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"polypath: {line}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,1 @@
+"""One runnable file a system: its data, its baselines, its claims."""

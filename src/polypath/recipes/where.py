@@ -1,0 +1,77 @@
+"""Where the tokens of a finished routed language model went: figures, and a measure over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from polypath.diagnosis import specialisation
+from polypath.recipes.arms import Part, kept_text, routes_on, trained
+from polypath.report import Figure, Table
+from polypath.report.routes import Text as Words
+from polypath.report.routes import explorer, flow, kind_map, kind_table, load_map
+from polypath.routing import Routes, Routing
+from polypath.training.text import Text
+
+PASSAGES = 3
+WINDOWS_IN_PASSAGE = 4
+
+
+def validation_routes(part: Part) -> dict[str, Routing]:
+    """Each layer's routing of the validation windows' input tokens."""
+    text = kept_text(part.run.folder / "data")
+    windows = text.validation(part.validation_windows)[:, :-1]
+    return routes_on(trained(part), windows).joined()
+
+
+def kinds(part: Part) -> list[str]:
+    """The kind of each token of `validation_routes`, in the same order."""
+    text = kept_text(part.run.folder / "data")
+    indices = text.validation_kinds(part.validation_windows).flatten().tolist()
+    return [text.kind_names[index] for index in indices]
+
+
+def kind_information(part: Part) -> tuple[float, float]:
+    """How much experts say about kinds of tokens, and about shuffled kinds; means over layers.
+
+    Normalised mutual information, 0 to 1; see `polypath.diagnosis.specialisation`.
+    """
+    text = kept_text(part.run.folder / "data")
+    labels = text.validation_kinds(part.validation_windows).flatten()
+    count = len(text.kind_names)
+    generator = torch.Generator().manual_seed(part.seed)
+    found = [
+        specialisation(routing, labels, count, generator)
+        for routing in validation_routes(part).values()
+    ]
+    information = sum(layer.information for layer in found) / len(found)
+    return information, sum(layer.control for layer in found) / len(found)
+
+
+def figures(part: Part) -> tuple[list[Figure], list[Table]]:
+    """Load, flow, what experts are chosen for, and the explorer; the routes are kept in the run."""
+    layers = validation_routes(part)
+    named = kinds(part)
+    words, routes = _passages(part)
+    routes.save(part.run.folder / "routes.safetensors")
+    shown: list[Figure] = [load_map(layers), flow(layers)]
+    shown += [kind_map(layer, routing, named) for layer, routing in layers.items()]
+    shown.append(explorer(routes.joined(), words))
+    return shown, [kind_table(layers, named)]
+
+
+def _passages(part: Part) -> tuple[list[Words], Routes]:
+    """Passages spread over the validation text, and the routes of their tokens."""
+    text = kept_text(part.run.folder / "data")
+    starts = [len(text.valid) * place // (2 * PASSAGES) for place in range(1, 2 * PASSAGES, 2)]
+    places = [text.passage(start, WINDOWS_IN_PASSAGE) for start in starts]
+    tokens = torch.cat([text.valid[place] for place in places])
+    routes = routes_on(trained(part), tokens.view(-1, text.context))
+    return [_words(text, place, number) for number, place in enumerate(places, 1)], routes
+
+
+def _words(text: Text, place: slice, number: int) -> Words:
+    shown: Sequence[str] = text.tokenizer.texts(text.valid[place])
+    named = [text.kind_names[kind] for kind in text.kinds[place].tolist()]
+    return Words(f"passage {number}", shown, named)

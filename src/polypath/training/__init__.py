@@ -1,0 +1,1 @@
+"""The loop, optimisers, checkpoints, run folders, distribution."""
