@@ -11,6 +11,7 @@ from polypath.report.figures import (
     Series,
 )
 from polypath.report.outcome import Claim, Outcome, Table
+from polypath.report.page import render, write_report
 from polypath.report.statistics import Estimate, estimate, judge, paired, series
 
 __all__ = [
@@ -29,5 +30,7 @@ __all__ = [
     "estimate",
     "judge",
     "paired",
+    "render",
     "series",
+    "write_report",
 ]

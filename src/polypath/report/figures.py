@@ -112,12 +112,16 @@ class Passage:
 
 @dataclass(frozen=True)
 class Explorer:
-    """Passages whose tokens are coloured by the experts that they chose."""
+    """Passages, with the same layers each, whose tokens are coloured by their experts."""
 
     kind: Literal["explorer"] = field(default="explorer", init=False)
     title: str
     passages: Sequence[Passage]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if len({tuple(passage.layers) for passage in self.passages}) > 1:
+            raise InputError(f"explorer {self.title!r}: passages differ in their layers")
 
 
 Figure = Curves | HeatMap | Flow | Explorer

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from polypath.errors import InputError
 from polypath.report.figures import Figure
 from polypath.report.plain import decode, encode
+from polypath.training.files import replace_text
 
 Held = bool | Literal["undecided"]
 Cell = str | float | int | bool | None
@@ -86,10 +87,7 @@ class Outcome:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, all at once: a kill leaves the old file or the new one."""
-        path = Path(path)
-        draft = path.with_name(path.name + ".part")
-        draft.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False), encoding="utf-8")
-        draft.replace(path)
+        replace_text(Path(path), json.dumps(self.to_json(), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Outcome:

@@ -1,0 +1,113 @@
+"""The page of a run: one HTML file that holds all it shows and opens offline.
+
+Charts are SVG that the templates write, with colours from CSS: next to plotly.js (4.8 MB) the page
+is a fiftieth in size, follows the colour scheme and prints without redrawing, and is text to
+screen readers.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from polypath.report.drawing import plots, shades, stream
+from polypath.report.figures import Curves, Explorer, Figure, Flow, HeatMap, Passage
+from polypath.report.outcome import Outcome
+from polypath.report.palette import DISTINCT, palette
+from polypath.report.plain import encode
+from polypath.report.wording import (
+    aligned,
+    duration,
+    measured,
+    number,
+    rows,
+    verdict,
+    visible,
+)
+from polypath.training.files import replace_text
+
+STYLES = ("page.css", "figures.css", "explorer.css")
+SCRIPTS = ("tips.js", "curves.js", "flow.js", "explorer.js")
+
+
+def render(run_folder: str | Path) -> Path:
+    """Write `report.html` from the `outcome.json` of a run folder; the path of the page."""
+    path = Path(run_folder) / "report.html"
+    write_report(Outcome.read(Path(run_folder) / "outcome.json"), path)
+    return path
+
+
+def write_report(outcome: Outcome, path: str | Path) -> None:
+    """Write the page of an outcome as one self-contained HTML file."""
+    script = "\n".join(_asset(name) for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            outcome=outcome,
+            figures=[(figure, _drawn(figure)) for figure in outcome.figures],
+            colours=palette(DISTINCT),
+            style="\n".join(_asset(name) for name in STYLES),
+            script=script,
+            digest=digest,
+        )
+    )
+    # Half a surrogate pair, as a byte-level token may hold, has no place in a file.
+    replace_text(Path(path), page.encode("utf-8", "replace").decode())
+
+
+def _drawn(figure: Figure) -> dict[str, Any]:
+    """What the template of a figure draws beside the figure itself."""
+    match figure:
+        case Curves():
+            return {"plots": plots(figure), "series": encode(figure.series)}
+        case HeatMap():
+            values = [value for row in figure.values for value in row]
+            texts = iter(aligned(values, 2))
+            return {
+                "levels": shades(figure),
+                "texts": [[next(texts) for _ in row] for row in figure.values],
+            }
+        case Flow():
+            return {"stream": stream(figure)}
+        case Explorer():
+            layers = [layer for passage in figure.passages for layer in passage.layers.values()]
+            return {
+                "passages": [_routes(passage) for passage in figure.passages],
+                "experts": max((layer.num_experts for layer in layers), default=0),
+            }
+
+
+def _routes(passage: Passage) -> dict[str, Any]:
+    """What the explorer's script needs of a passage; its text is in the page already."""
+    layers = [
+        {"experts": layer.experts, "weights": layer.weights, "count": layer.num_experts}
+        for layer in passage.layers.values()
+    ]
+    return {"kinds": passage.kinds, "layers": layers}
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("polypath.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    for read in (aligned, duration, measured, number, rows, verdict, visible):
+        environment.filters[read.__name__] = read
+    return environment
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("polypath.report") / "assets" / name).read_text(encoding="utf-8")
