@@ -1,5 +1,4 @@
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,12 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hosts import NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach, detach
 from polypath.routing import losses, record, replay, routed_layers, update_biases
 
-Tiny = Callable[..., PreTrainedModel]
-NATIVE = ["Olmoe", "Mixtral", "Qwen3Moe", "DeepseekV3", "GptOss"]
 ROUTED = {"Qwen3Moe": [0, 2], "DeepseekV3": [1, 2]}
 every_family = pytest.mark.parametrize("kind", NATIVE)
 
@@ -34,8 +32,8 @@ def cached_steps(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 @every_family
 @torch.no_grad()
-def test_logits_stay(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
-    model = tiny(kind)
+def test_logits_stay(batch: dict[str, Tensor], kind: str) -> None:
+    model = tiny_model(kind)
     before, stepped = model(**batch).logits, cached_steps(model, batch)
     written = model.generate(**batch, max_new_tokens=5, do_sample=False)
     attach(model)
@@ -45,8 +43,8 @@ def test_logits_stay(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
 
 
 @every_family
-def test_parameters_are_the_checkpoints_own(tiny: Tiny, kind: str) -> None:
-    model = tiny(kind)
+def test_parameters_are_the_checkpoints_own(kind: str) -> None:
+    model = tiny_model(kind)
     before = storage(model)
     parameters = set(model.parameters())
     attach(model)
@@ -57,8 +55,8 @@ def test_parameters_are_the_checkpoints_own(tiny: Tiny, kind: str) -> None:
 
 
 @every_family
-def test_detaching_is_exact(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
-    model = tiny(kind)
+def test_detaching_is_exact(batch: dict[str, Tensor], kind: str) -> None:
+    model = tiny_model(kind)
     logits, before, looks = model(**batch).logits, storage(model), repr(model)
     names = list(model.state_dict())
     detach(attach(attach(model)))
@@ -71,10 +69,8 @@ def test_detaching_is_exact(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> 
 
 
 @every_family
-def test_detached_copies_are_whole_and_apart(
-    tiny: Tiny, batch: dict[str, Tensor], kind: str
-) -> None:
-    model = attach(tiny(kind))
+def test_detached_copies_are_whole_and_apart(batch: dict[str, Tensor], kind: str) -> None:
+    model = attach(tiny_model(kind))
     twin = copy.deepcopy(model)
     logits = model(**batch).logits
     assert twin(**batch).logits.equal(logits)
@@ -85,8 +81,8 @@ def test_detached_copies_are_whole_and_apart(
 
 
 @every_family
-def test_routes_are_those_of_transformers(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
-    model = tiny(kind)
+def test_routes_are_those_of_transformers(batch: dict[str, Tensor], kind: str) -> None:
+    model = tiny_model(kind)
     native: list[tuple[Tensor, ...]] = []
     for module in model.modules():
         if type(module).__name__.lower().endswith("topkrouter"):
@@ -109,8 +105,8 @@ def test_routes_are_those_of_transformers(tiny: Tiny, batch: dict[str, Tensor], 
 
 
 @every_family
-def test_recorded_routes_are_taken_again(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
-    model = attach(tiny(kind))
+def test_recorded_routes_are_taken_again(batch: dict[str, Tensor], kind: str) -> None:
+    model = attach(tiny_model(kind))
     with record(model) as routes:
         logits = model(**batch).logits
     for layer in routed_layers(model).values():
@@ -121,8 +117,8 @@ def test_recorded_routes_are_taken_again(tiny: Tiny, batch: dict[str, Tensor], k
 
 
 @every_family
-def test_gradients_stay(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
-    model = tiny(kind)
+def test_gradients_stay(batch: dict[str, Tensor], kind: str) -> None:
+    model = tiny_model(kind)
     before = gradients(model, batch)
     after = gradients(attach(model), batch)
     assert before.keys() == after.keys()
@@ -139,10 +135,10 @@ def gradients(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[int, Ten
 
 @pytest.mark.parametrize("kind", ["Olmoe", "Mixtral", "Qwen3Moe", "GptOss"])
 def test_balance_loss_is_the_one_that_the_config_weighs(
-    tiny: Tiny, batch: dict[str, Tensor], kind: str
+    batch: dict[str, Tensor], kind: str
 ) -> None:
     """On one layer: over several, transformers takes them for one layer of more things."""
-    model = tiny(kind, num_hidden_layers=1, router_aux_loss_coef=0.3)
+    model = tiny_model(kind, num_hidden_layers=1, router_aux_loss_coef=0.3)
     native = model(**batch, output_router_logits=True)
     adopted = attach(model)(**batch, output_router_logits=True)
     torch.testing.assert_close(losses(model)["load_balance"], 0.3 * native.aux_loss)
@@ -153,9 +149,9 @@ def test_balance_loss_is_the_one_that_the_config_weighs(
 @pytest.mark.parametrize("kind", ["Olmoe", "Qwen3Moe"])
 @pytest.mark.parametrize("normalised", [False, True])
 def test_both_settings_of_norm_topk_prob(
-    tiny: Tiny, batch: dict[str, Tensor], kind: str, normalised: bool
+    batch: dict[str, Tensor], kind: str, normalised: bool
 ) -> None:
-    model = tiny(kind, norm_topk_prob=normalised)
+    model = tiny_model(kind, norm_topk_prob=normalised)
     before = model(**batch).logits
     torch.testing.assert_close(attach(model)(**batch).logits, before, rtol=1e-5, atol=1e-5)
     total = next(iter(routed_layers(model).values())).last.weights.sum(-1)
@@ -163,16 +159,14 @@ def test_both_settings_of_norm_topk_prob(
 
 
 @pytest.mark.parametrize("changes", [{"norm_topk_prob": False}, {"n_group": 1, "topk_group": 1}])
-def test_other_settings_of_deepseek(
-    tiny: Tiny, batch: dict[str, Tensor], changes: dict[str, Any]
-) -> None:
-    model = tiny("DeepseekV3", **changes)
+def test_other_settings_of_deepseek(batch: dict[str, Tensor], changes: dict[str, Any]) -> None:
+    model = tiny_model("DeepseekV3", **changes)
     before = model(**batch).logits
     torch.testing.assert_close(attach(model)(**batch).logits, before, rtol=1e-5, atol=1e-5)
 
 
-def test_jitter_of_mixtral_draws_alike(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = tiny("Mixtral", router_jitter_noise=0.3)
+def test_jitter_of_mixtral_draws_alike(batch: dict[str, Tensor]) -> None:
+    model = tiny_model("Mixtral", router_jitter_noise=0.3)
     still = model(**batch).logits
     model.train()
     torch.manual_seed(1)
@@ -184,18 +178,18 @@ def test_jitter_of_mixtral_draws_alike(tiny: Tiny, batch: dict[str, Tensor]) -> 
     assert not torch.allclose(noisy, still)
 
 
-def test_gelu_experts_and_others(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = tiny("Mixtral", hidden_act="gelu_pytorch_tanh")
+def test_gelu_experts_and_others(batch: dict[str, Tensor]) -> None:
+    model = tiny_model("Mixtral", hidden_act="gelu_pytorch_tanh")
     before = model(**batch).logits
     torch.testing.assert_close(attach(model)(**batch).logits, before, rtol=1e-5, atol=1e-5)
-    odd = tiny("Mixtral", hidden_act="relu")
+    odd = tiny_model("Mixtral", hidden_act="relu")
     with pytest.raises(InputError, match="MixtralExperts: its activation is 'relu'; known: silu"):
         attach(odd)
     assert not routed_layers(odd)
 
 
-def test_biases_move_in_the_checkpoint(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = attach(tiny("DeepseekV3")).train()
+def test_biases_move_in_the_checkpoint(batch: dict[str, Tensor]) -> None:
+    model = attach(tiny_model("DeepseekV3")).train()
     before = model.state_dict(keep_vars=True)["model.layers.1.mlp.router.selection.bias.value"]
     start = before.clone()
     model(**batch)
@@ -207,10 +201,8 @@ def test_biases_move_in_the_checkpoint(tiny: Tiny, batch: dict[str, Tensor]) -> 
 
 
 @every_family
-def test_other_layers_take_the_place_of_native_ones(
-    tiny: Tiny, batch: dict[str, Tensor], kind: str
-) -> None:
-    model = attach(tiny(kind))
+def test_other_layers_take_the_place_of_native_ones(batch: dict[str, Tensor], kind: str) -> None:
+    model = attach(tiny_model(kind))
     attach(model, RoutedLayers("hash", num_experts=4), layers=[2])
     with record(model) as routes:
         model(**batch)
@@ -220,8 +212,8 @@ def test_other_layers_take_the_place_of_native_ones(
     assert list(routed_layers(model)) == ["model.layers.2.mlp"]
 
 
-def test_only_what_was_adopted_goes_back(tiny: Tiny) -> None:
-    model = attach(tiny("Olmoe"), layers=[1])
+def test_only_what_was_adopted_goes_back() -> None:
+    model = attach(tiny_model("Olmoe"), layers=[1])
     assert list(routed_layers(model)) == ["model.layers.1.mlp"]
     layer = model.model.layers[1].mlp
     layer.router = RoutedLayers(num_experts=8).build(16, 4).router
@@ -229,8 +221,8 @@ def test_only_what_was_adopted_goes_back(tiny: Tiny) -> None:
         detach(model)
 
 
-def test_nothing_to_adopt_is_told(tiny: Tiny) -> None:
+def test_nothing_to_adopt_is_told() -> None:
     with pytest.raises(InputError, match="no experts to adopt in LlamaModel; give RoutedLayers"):
-        attach(tiny("Llama"))
+        attach(tiny_model("Llama"))
     with pytest.raises(InputError, match=r"to adopt in layers \[1\] of Qwen3MoeModel"):
-        attach(tiny("Qwen3Moe"), layers=[0, 1])
+        attach(tiny_model("Qwen3Moe"), layers=[0, 1])

@@ -1,22 +1,18 @@
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
+from hosts import DENSE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach
 from polypath.routing import MoE, TopKRouter, record, routed_layers
 
-Tiny = Callable[..., PreTrainedModel]
-DENSE = ["Llama", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "GPT2"]
-
 
 @pytest.mark.parametrize("kind", DENSE)
-def test_routed_layers_take_the_place_of_dense_ones(tiny: Tiny, batch: dict, kind: str) -> None:
-    model = tiny(kind)
+def test_routed_layers_take_the_place_of_dense_ones(batch: dict, kind: str) -> None:
+    model = tiny_model(kind)
     dense = model(**batch).logits
     attach(model, RoutedLayers(num_experts=4, hidden=5), layers=[0, 2])
     assert [name.split(".")[2] for name in routed_layers(model)] == ["0", "2"]
@@ -24,11 +20,9 @@ def test_routed_layers_take_the_place_of_dense_ones(tiny: Tiny, batch: dict, kin
 
 
 @pytest.mark.parametrize("kind", DENSE)
-def test_equal_experts_that_copy_the_dense_layer_change_nothing(
-    tiny: Tiny, batch: dict, kind: str
-) -> None:
+def test_equal_experts_that_copy_the_dense_layer_change_nothing(batch: dict, kind: str) -> None:
     """Whatever the routes are: weights that sum to one over equal experts give the dense layer."""
-    model = tiny(kind)
+    model = tiny_model(kind)
     dense = model(**batch).logits
     mlps = [layer.mlp for layer in model.get_decoder().get_submodule(layers_of(kind))]
 
@@ -48,8 +42,8 @@ def layers_of(kind: str) -> str:
     return "h" if kind == "GPT2" else "layers"
 
 
-def test_width_dtype_and_device_are_the_models(tiny: Tiny) -> None:
-    model = tiny("Llama").to(torch.bfloat16)
+def test_width_dtype_and_device_are_the_models() -> None:
+    model = tiny_model("Llama").to(torch.bfloat16)
     attach(model, RoutedLayers(num_experts=2, k=1, bias_rate=0.1), layers=[1])
     layer = model.model.layers[1].mlp
     assert layer.experts.down_proj.shape == (2, 16, 24)
@@ -58,13 +52,13 @@ def test_width_dtype_and_device_are_the_models(tiny: Tiny) -> None:
     assert not layer.training
     widths = {}
     for kind in DENSE:
-        attach(model := tiny(kind), RoutedLayers(num_experts=2, k=1), [0])
+        attach(model := tiny_model(kind), RoutedLayers(num_experts=2, k=1), [0])
         widths[kind] = next(iter(routed_layers(model).values())).experts.down_proj.shape[2]
     assert widths == dict.fromkeys(DENSE, 24) | {"GPT2": 64}
 
 
-def test_copies_are_whole_and_apart(tiny: Tiny, batch: dict) -> None:
-    model = attach(tiny("Llama"), RoutedLayers(router="hash", num_experts=4))
+def test_copies_are_whole_and_apart(batch: dict) -> None:
+    model = attach(tiny_model("Llama"), RoutedLayers(router="hash", num_experts=4))
     twin = copy.deepcopy(model)
     torch.testing.assert_close(twin(**batch).logits, model(**batch).logits, rtol=0, atol=0)
     nn.init.zeros_(twin.model.layers[0].mlp.experts.down_proj)
@@ -74,15 +68,15 @@ def test_copies_are_whole_and_apart(tiny: Tiny, batch: dict) -> None:
     assert all(len(parts) == 1 for parts in routes.values())
 
 
-def test_a_function_that_fails_changes_nothing(tiny: Tiny) -> None:
-    model = tiny("Llama")
+def test_a_function_that_fails_changes_nothing() -> None:
+    model = tiny_model("Llama")
     looks = repr(model)
     with pytest.raises(InputError, match="made a Linear for layer 2"):
         attach(model, lambda i: RoutedLayers().build(16, 4) if i < 2 else nn.Linear(16, 16))
     assert repr(model) == looks
 
 
-def test_wrong_hosts_and_layers_are_told(tiny: Tiny) -> None:
+def test_wrong_hosts_and_layers_are_told() -> None:
     from transformers import BertConfig, BertModel
 
     bert = BertModel(
@@ -93,4 +87,4 @@ def test_wrong_hosts_and_layers_are_told(tiny: Tiny) -> None:
     with pytest.raises(InputError, match="Linear is not a transformers model"):
         attach(nn.Linear(2, 2), RoutedLayers())
     with pytest.raises(InputError, match="no layer 3; the model has layers 0 to 2"):
-        attach(tiny("Llama"), RoutedLayers(), layers=[3])
+        attach(tiny_model("Llama"), RoutedLayers(), layers=[3])

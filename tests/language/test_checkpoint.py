@@ -8,22 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
+from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach, from_pretrained, save_pretrained
 from polypath.routing import MoE, record, routed_layers
 
-Tiny = Callable[..., PreTrainedModel]
-DENSE = ["Llama", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "GPT2"]
-NATIVE = ["Olmoe", "Mixtral", "Qwen3Moe", "DeepseekV3", "GptOss"]
-
 
 @pytest.mark.parametrize("kind", NATIVE)
 def test_adopted_models_are_plain_checkpoints(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path, kind: str
+    batch: dict[str, Tensor], tmp_path: Path, kind: str
 ) -> None:
-    model = tiny(kind)
+    model = tiny_model(kind)
     native = model(**batch).logits
     logits = attach(model)(**batch).logits
     layers = routed_layers(model)
@@ -41,11 +38,11 @@ def test_adopted_models_are_plain_checkpoints(
     assert list(routed_layers(again)) == list(layers)
 
 
-@pytest.mark.parametrize("kind", DENSE + NATIVE)
+@pytest.mark.parametrize("kind", DENSE | NATIVE)
 def test_attached_models_come_back_to_the_same_logits(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path, kind: str
+    batch: dict[str, Tensor], tmp_path: Path, kind: str
 ) -> None:
-    model = attach(tiny(kind), RoutedLayers(num_experts=4, hidden=8, shared_hidden=4), [0])
+    model = attach(tiny_model(kind), RoutedLayers(num_experts=4, hidden=8, shared_hidden=4), [0])
     attach(model, RoutedLayers("hash", num_experts=3, kind="relu2"), [2])
     if kind in NATIVE:
         attach(model, layers=None if kind != "Qwen3Moe" else [0])
@@ -72,9 +69,9 @@ def test_attached_models_come_back_to_the_same_logits(
     ],
 )
 def test_every_kind_of_layer_comes_back(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path, layers: RoutedLayers
+    batch: dict[str, Tensor], tmp_path: Path, layers: RoutedLayers
 ) -> None:
-    model = attach(tiny("Llama"), layers)
+    model = attach(tiny_model("Llama"), layers)
     for name, buffer in model.named_buffers():
         if name.endswith("bias.value"):
             nn.init.normal_(buffer)
@@ -84,8 +81,8 @@ def test_every_kind_of_layer_comes_back(
     assert again(**batch).logits.equal(model(**batch).logits)
 
 
-def test_half_precision_stays(tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path) -> None:
-    config = tiny("Llama").config
+def test_half_precision_stays(batch: dict[str, Tensor], tmp_path: Path) -> None:
+    config = tiny_model("Llama").config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     attach(model, RoutedLayers(num_experts=4, bias_rate=0.1))
     save_pretrained(model, tmp_path / "model")
@@ -97,10 +94,8 @@ def test_half_precision_stays(tiny: Tiny, batch: dict[str, Tensor], tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Olmoe"])
-def test_tied_embeddings_stay_tied(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path, kind: str
-) -> None:
-    model = tiny(kind, tie_word_embeddings=True)
+def test_tied_embeddings_stay_tied(batch: dict[str, Tensor], tmp_path: Path, kind: str) -> None:
+    model = tiny_model(kind, tie_word_embeddings=True)
     attach(model, None if kind == "Olmoe" else RoutedLayers(num_experts=2))
     save_pretrained(model, tmp_path / "model")
     again = from_pretrained(tmp_path / "model")
@@ -111,9 +106,9 @@ def test_tied_embeddings_stay_tied(
 
 @pytest.mark.parametrize("kind", ["Llama", "Olmoe"])
 def test_large_models_become_several_files(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path, kind: str
+    batch: dict[str, Tensor], tmp_path: Path, kind: str
 ) -> None:
-    model = attach(tiny(kind), RoutedLayers(num_experts=4) if kind == "Llama" else None)
+    model = attach(tiny_model(kind), RoutedLayers(num_experts=4) if kind == "Llama" else None)
     save_pretrained(model, tmp_path / "model", max_shard_size=20_000)
     files = {path.name for path in (tmp_path / "model").glob("*.safetensors")}
     assert len(files) > 2
@@ -124,14 +119,14 @@ def test_large_models_become_several_files(
 
 
 def test_layers_that_a_function_made_need_it_again(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path
+    batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
     def make(index: int) -> MoE:
         layer = RoutedLayers(num_experts=3).build(16, 4 + index)
         layer.router.capacity = 1.5
         return layer
 
-    model = attach(tiny("Llama"), make, [1, 2])
+    model = attach(tiny_model("Llama"), make, [1, 2])
     save_pretrained(model, tmp_path / "model")
     with pytest.raises(InputError, match="a function made layer 1; give it: from_pretrained"):
         from_pretrained(tmp_path / "model")
@@ -139,19 +134,15 @@ def test_layers_that_a_function_made_need_it_again(
     assert again(**batch).logits.equal(model(**batch).logits)
 
 
-def test_dense_models_go_through_as_they_are(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path
-) -> None:
-    model = tiny("Llama")
+def test_dense_models_go_through_as_they_are(batch: dict[str, Tensor], tmp_path: Path) -> None:
+    model = tiny_model("Llama")
     save_pretrained(model, tmp_path / "model")
     again = from_pretrained(tmp_path / "model")
     assert not routed_layers(again) and again(**batch).logits.equal(model(**batch).logits)
 
 
-def test_saving_while_recording_disturbs_nothing(
-    tiny: Tiny, batch: dict[str, Tensor], tmp_path: Path
-) -> None:
-    model = attach(tiny("Olmoe"))
+def test_saving_while_recording_disturbs_nothing(batch: dict[str, Tensor], tmp_path: Path) -> None:
+    model = attach(tiny_model("Olmoe"))
     with record(model) as routes:
         model(**batch)
         save_pretrained(model, tmp_path / "model")
@@ -160,16 +151,16 @@ def test_saving_while_recording_disturbs_nothing(
 
 
 @pytest.fixture
-def folder(tiny: Tiny, tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A checkpoint with routed layers."""
-    save_pretrained(attach(tiny("Llama"), RoutedLayers(num_experts=4)), tmp_path / "model")
+    save_pretrained(attach(tiny_model("Llama"), RoutedLayers(num_experts=4)), tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
-def plain(tiny: Tiny, tmp_path: Path) -> Path:
+def plain(tmp_path: Path) -> Path:
     """A plain checkpoint with routed layers of its own."""
-    save_pretrained(attach(tiny("Olmoe")), tmp_path / "plain")
+    save_pretrained(attach(tiny_model("Olmoe")), tmp_path / "plain")
     return tmp_path / "plain"
 
 
@@ -300,13 +291,13 @@ def test_wrong_configurations_get_one_line(folder: Path, tmp_path: Path) -> None
     refused(tmp_path / "elsewhere", "no folder")
 
 
-def test_what_could_not_be_loaded_is_not_saved(tiny: Tiny, tmp_path: Path) -> None:
-    model = attach(tiny("Llama"), RoutedLayers(num_experts=4))
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    model = attach(tiny_model("Llama"), RoutedLayers(num_experts=4))
     layer = model.model.layers[1].mlp
     layer.router = RoutedLayers("soft", num_experts=4).build(16, 4).router
     with pytest.raises(InputError, match="layer 1 was changed since it was attached"):
         save_pretrained(model, tmp_path / "model")
-    model = attach(tiny("Olmoe"))
+    model = attach(tiny_model("Olmoe"))
     for layer in routed_layers(model).values():
         layer.router.scorer.weight = nn.Parameter(torch.ones(6, 16))
     with pytest.raises(InputError, match=r"gate.weight is \(6, 16\); \(8, 16\) is right"):
@@ -315,12 +306,12 @@ def test_what_could_not_be_loaded_is_not_saved(tiny: Tiny, tmp_path: Path) -> No
 
 
 def test_saving_replaces_the_model_and_keeps_its_neighbours(
-    tiny: Tiny, batch: dict[str, Tensor], folder: Path
+    batch: dict[str, Tensor], folder: Path
 ) -> None:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "notes").mkdir()
     (folder / "notes" / "config.json").write_text("mine")
-    save_pretrained(model := attach(tiny("Olmoe")), folder, max_shard_size=20_000)
+    save_pretrained(model := attach(tiny_model("Olmoe")), folder, max_shard_size=20_000)
     assert from_pretrained(folder)(**batch).logits.equal(model(**batch).logits)
     assert not (folder / "polypath.json").exists()
     assert not (folder / "model.safetensors").exists()
@@ -329,13 +320,13 @@ def test_saving_replaces_the_model_and_keeps_its_neighbours(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_full_disk_loses_nothing(tiny: Tiny, batch: dict[str, Tensor], folder: Path) -> None:
+def test_a_full_disk_loses_nothing(batch: dict[str, Tensor], folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(InputError, match=r"File too large.*saved before is intact") as caught:
-            save_pretrained(attach(tiny("Olmoe")), folder)
+            save_pretrained(attach(tiny_model("Olmoe")), folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)

@@ -1,10 +1,9 @@
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach
 from polypath.routing import (
@@ -18,10 +17,7 @@ from polypath.routing import (
     routed_layers,
 )
 
-Tiny = Callable[..., PreTrainedModel]
-KINDS = ["Llama", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "GPT2"]
-KINDS += ["Olmoe", "Mixtral", "Qwen3Moe", "DeepseekV3", "GptOss"]
-every_family = pytest.mark.parametrize("kind", KINDS)
+every_family = pytest.mark.parametrize("kind", DENSE | NATIVE)
 
 
 class Noting(nn.Module):
@@ -50,10 +46,8 @@ def noting(model: PreTrainedModel, layers: list[int] | None = None) -> list[Noti
 
 
 @every_family
-def test_layers_are_told_tokens_padding_and_places(
-    tiny: Tiny, batch: dict[str, Tensor], kind: str
-) -> None:
-    model = tiny(kind)
+def test_layers_are_told_tokens_padding_and_places(batch: dict[str, Tensor], kind: str) -> None:
+    model = tiny_model(kind)
     routers = noting(model)
     model(**batch)
     for router in routers:
@@ -68,9 +62,9 @@ def test_layers_are_told_tokens_padding_and_places(
 @every_family
 @torch.no_grad()
 def test_with_a_cache_they_are_told_about_the_new_tokens(
-    tiny: Tiny, batch: dict[str, Tensor], kind: str
+    batch: dict[str, Tensor], kind: str
 ) -> None:
-    model = tiny(kind)
+    model = tiny_model(kind)
     (router, *_) = noting(model)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     cache = model(ids[:, :4], attention_mask=mask[:, :4]).past_key_values
@@ -84,8 +78,8 @@ def test_with_a_cache_they_are_told_about_the_new_tokens(
 
 
 @torch.no_grad()
-def test_generating_tells_every_step(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = tiny("Llama")
+def test_generating_tells_every_step(batch: dict[str, Tensor]) -> None:
+    model = tiny_model("Llama")
     (router, *_) = noting(model)
     written = model.generate(**batch, max_new_tokens=4, do_sample=False)
     prefill, *steps = router.contexts
@@ -97,8 +91,8 @@ def test_generating_tells_every_step(tiny: Tiny, batch: dict[str, Tensor]) -> No
 
 
 @every_family
-def test_the_routing_below_is_told(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
-    model = tiny(kind)
+def test_the_routing_below_is_told(batch: dict[str, Tensor], kind: str) -> None:
+    model = tiny_model(kind)
     first, second = noting(model, [0, 2])
     model(**batch)
     below = next(iter(routed_layers(model).values())).last
@@ -106,8 +100,8 @@ def test_the_routing_below_is_told(tiny: Tiny, batch: dict[str, Tensor], kind: s
     assert second.contexts[0].previous is below
 
 
-def test_what_is_given_around_comes_first(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = tiny("Llama")
+def test_what_is_given_around_comes_first(batch: dict[str, Tensor]) -> None:
+    model = tiny_model("Llama")
     (router, *_) = noting(model)
     chosen = torch.rand(21) > 0.5
     with given(mask=chosen, step=3):
@@ -122,8 +116,8 @@ def test_what_is_given_around_comes_first(tiny: Tiny, batch: dict[str, Tensor]) 
     assert after.mask.equal(batch["attention_mask"].flatten().bool())
 
 
-def test_embeddings_have_no_tokens(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = attach(tiny("Llama"), RoutedLayers("hash", num_experts=4))
+def test_embeddings_have_no_tokens(batch: dict[str, Tensor]) -> None:
+    model = attach(tiny_model("Llama"), RoutedLayers("hash", num_experts=4))
     embeddings = model.get_input_embeddings()(batch["input_ids"])
     own = {"inputs_embeds": embeddings, "attention_mask": batch["attention_mask"]}
     with pytest.raises(InputError, match="HashRouter needs `tokens`"):
@@ -133,8 +127,8 @@ def test_embeddings_have_no_tokens(tiny: Tiny, batch: dict[str, Tensor]) -> None
     torch.testing.assert_close(given_tokens, model(**batch).logits)
 
 
-def test_a_forward_that_fails_leaves_nothing_behind(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = tiny("Llama")
+def test_a_forward_that_fails_leaves_nothing_behind(batch: dict[str, Tensor]) -> None:
+    model = tiny_model("Llama")
     (router, *_) = noting(model)
     with pytest.raises(ValueError, match="exactly one of input_ids"):
         model(attention_mask=batch["attention_mask"])
@@ -144,16 +138,16 @@ def test_a_forward_that_fails_leaves_nothing_behind(tiny: Tiny, batch: dict[str,
     assert router.contexts[0].tokens is None
 
 
-def test_a_mask_of_pairs_does_not_tell_padding(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = tiny("Llama")
+def test_a_mask_of_pairs_does_not_tell_padding(batch: dict[str, Tensor]) -> None:
+    model = tiny_model("Llama")
     (router, *_) = noting(model)
     pairs = torch.ones(7, 7, dtype=torch.bool).tril().expand(3, 1, 7, 7)
     model(batch["input_ids"], attention_mask=pairs)
     assert router.contexts[0].mask is None
 
 
-def test_a_bare_decoder_takes_its_arguments_by_place(tiny: Tiny, batch: dict[str, Tensor]) -> None:
-    model = AutoModel.from_config(tiny("Llama").config).eval()
+def test_a_bare_decoder_takes_its_arguments_by_place(batch: dict[str, Tensor]) -> None:
+    model = AutoModel.from_config(tiny_model("Llama").config).eval()
     (router, *_) = noting(model)
     model(batch["input_ids"], batch["attention_mask"])
     assert router.contexts[0].tokens.equal(batch["input_ids"].flatten())
@@ -161,10 +155,10 @@ def test_a_bare_decoder_takes_its_arguments_by_place(tiny: Tiny, batch: dict[str
 
 
 @every_family
-def test_padding_moves_no_loss(tiny: Tiny, batch: dict[str, Tensor], kind: str) -> None:
+def test_padding_moves_no_loss(batch: dict[str, Tensor], kind: str) -> None:
     """Losses of a padded batch are those of its sequences without padding, seen as one batch."""
     weights = {"load_balance": 1.0, "router_z": 1.0}
-    model = attach(tiny(kind), RoutedLayers(num_experts=4, k=1, losses=weights), layers=[0])
+    model = attach(tiny_model(kind), RoutedLayers(num_experts=4, k=1, losses=weights), layers=[0])
     ids, mask = batch["input_ids"][1:], batch["attention_mask"][1:]
     model(ids, attention_mask=mask)
     padded = losses(model)
@@ -179,11 +173,9 @@ def test_padding_moves_no_loss(tiny: Tiny, batch: dict[str, Tensor], kind: str) 
 
 
 @every_family
-def test_layers_that_run_again_are_told_the_same(
-    tiny: Tiny, batch: dict[str, Tensor], kind: str
-) -> None:
+def test_layers_that_run_again_are_told_the_same(batch: dict[str, Tensor], kind: str) -> None:
     """Two forwards before one backward, with activation checkpointing and without."""
-    model = attach(tiny(kind, **NO_DROPOUT.get(kind, {})), RoutedLayers("hash", num_experts=4))
+    model = attach(tiny_model(kind), RoutedLayers("hash", num_experts=4))
     balanced = RoutedLayers(num_experts=4, losses={"sequence_balance": 1.0})
     attach(model, balanced, layers=[1]).train()
 
@@ -200,6 +192,3 @@ def test_layers_that_run_again_are_told_the_same(
     assert found.keys() == expected.keys()
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
-
-
-NO_DROPOUT = {"GPT2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}

@@ -2,5 +2,15 @@
 
 from polypath.experts.activations import ClampedSwiGLU
 from polypath.experts.feedforward import FeedForwardExperts
+from polypath.experts.shared import SharedExpert
+from polypath.experts.views import Coverage, ExpertView, ExpertViews, experts_of
 
-__all__ = ["ClampedSwiGLU", "FeedForwardExperts"]
+__all__ = [
+    "ClampedSwiGLU",
+    "Coverage",
+    "ExpertView",
+    "ExpertViews",
+    "FeedForwardExperts",
+    "SharedExpert",
+    "experts_of",
+]

@@ -29,6 +29,11 @@ class SharedExpert(nn.Module):
         for layer in (self.up, self.down):
             nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
 
+    @property
+    def fused(self) -> str | None:
+        """The name of the linear map that gives gates and ups, None where there are no gates."""
+        return "up" if self.network.activation.width == 2 else None
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) to y (..., D)."""
         weights = (self.up.weight, None, self.down.weight, None)
