@@ -10,8 +10,10 @@ from polypath.diagnosis import specialisation
 from polypath.recipes.arms import Part, kept_text, routes_on, trained
 from polypath.report import Figure, Table
 from polypath.report.routes import Text as Words
-from polypath.report.routes import explorer, flow, kind_map, kind_table, load_map
+from polypath.report.routes import explorer, flow, kind_maps, kind_table, load_map
 from polypath.routing import Routes, Routing
+from polypath.training import distribution
+from polypath.training.files import replace_file
 from polypath.training.text import Text
 
 PASSAGES = 3
@@ -54,9 +56,9 @@ def figures(part: Part) -> tuple[list[Figure], list[Table]]:
     layers = validation_routes(part)
     named = kinds(part)
     words, routes = _passages(part)
-    routes.save(part.run.folder / "routes.safetensors")
-    shown: list[Figure] = [load_map(layers), flow(layers)]
-    shown += [kind_map(layer, routing, named) for layer, routing in layers.items()]
+    if distribution.is_main():
+        replace_file(part.run.folder / "routes.safetensors", routes.save)
+    shown: list[Figure] = [load_map(layers), flow(layers), kind_maps(layers, named)]
     shown.append(explorer(routes.joined(), words))
     return shown, [kind_table(layers, named)]
 

@@ -6,12 +6,14 @@ from polypath.report.figures import (
     Figure,
     Flow,
     HeatMap,
+    HeatMaps,
     Layer,
     Passage,
     Series,
 )
 from polypath.report.outcome import Claim, Outcome, Table
 from polypath.report.page import render, write_report
+from polypath.report.results import results_table
 from polypath.report.statistics import Estimate, estimate, judge, paired, series
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "Figure",
     "Flow",
     "HeatMap",
+    "HeatMaps",
     "Layer",
     "Outcome",
     "Passage",
@@ -31,6 +34,7 @@ __all__ = [
     "judge",
     "paired",
     "render",
+    "results_table",
     "series",
     "write_report",
 ]

@@ -60,6 +60,17 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
+class HeatMaps:
+    """Heat maps of which one is seen at a time, by their names; `choice` says what is chosen."""
+
+    kind: Literal["heatmaps"] = field(default="heatmaps", init=False)
+    title: str
+    choice: str
+    maps: Mapping[str, HeatMap]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Flow:
     """transitions[i][a][b]: how much went from expert a of layers[i] to b of layers[i + 1]."""
 
@@ -124,7 +135,7 @@ class Explorer:
             raise InputError(f"explorer {self.title!r}: passages differ in their layers")
 
 
-Figure = Curves | HeatMap | Flow | Explorer
+Figure = Curves | HeatMap | HeatMaps | Flow | Explorer
 
 
 def _shaped(what: str, values: Sequence[Sequence[Number]], rows: int, columns: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from polypath.report.drawing import plots, shades, stream
-from polypath.report.figures import Curves, Explorer, Figure, Flow, HeatMap, Passage
+from polypath.report.figures import Curves, Explorer, Figure, Flow, HeatMap, HeatMaps, Passage
 from polypath.report.outcome import Outcome
 from polypath.report.palette import DISTINCT, palette
 from polypath.report.plain import encode
@@ -29,11 +29,12 @@ from polypath.report.wording import (
     rows,
     verdict,
     visible,
+    word,
 )
 from polypath.training.files import replace_text
 
 STYLES = ("page.css", "figures.css", "explorer.css")
-SCRIPTS = ("tips.js", "curves.js", "flow.js", "explorer.js")
+SCRIPTS = ("tips.js", "views.js", "curves.js", "flow.js", "explorer.js")
 
 
 def render(run_folder: str | Path) -> Path:
@@ -69,12 +70,9 @@ def _drawn(figure: Figure) -> dict[str, Any]:
         case Curves():
             return {"plots": plots(figure), "series": encode(figure.series)}
         case HeatMap():
-            values = [value for row in figure.values for value in row]
-            texts = iter(aligned(values, 2))
-            return {
-                "levels": shades(figure),
-                "texts": [[next(texts) for _ in row] for row in figure.values],
-            }
+            return _cells(figure)
+        case HeatMaps():
+            return {"maps": {name: _cells(heatmap) for name, heatmap in figure.maps.items()}}
         case Flow():
             return {"stream": stream(figure)}
         case Explorer():
@@ -83,6 +81,14 @@ def _drawn(figure: Figure) -> dict[str, Any]:
                 "passages": [_routes(passage) for passage in figure.passages],
                 "experts": max((layer.num_experts for layer in layers), default=0),
             }
+
+
+def _cells(figure: HeatMap) -> dict[str, Any]:
+    texts = iter(aligned([value for row in figure.values for value in row], 2))
+    return {
+        "levels": shades(figure),
+        "texts": [[next(texts) for _ in row] for row in figure.values],
+    }
 
 
 def _routes(passage: Passage) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    for read in (aligned, duration, measured, number, rows, verdict, visible):
+    for read in (aligned, duration, measured, number, rows, verdict, visible, word):
         environment.filters[read.__name__] = read
     return environment
 

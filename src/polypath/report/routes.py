@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polypath.diagnosis import contingency, imbalance, shares, specialisation, transitions
 from polypath.errors import InputError
-from polypath.report.figures import Explorer, Flow, HeatMap, Layer, Passage
+from polypath.report.figures import Explorer, Flow, HeatMap, HeatMaps, Layer, Passage
 from polypath.report.metrics import layer_labels
 from polypath.report.outcome import Cell, Table
 from polypath.routing import Routing
@@ -61,22 +61,32 @@ def flow(layers: Mapping[str, Routing], title: str = "Flow of tokens between lay
     )
 
 
-def kind_map(layer: str, routing: Routing, kinds: Sequence[str], title: str = "") -> HeatMap:
-    """Where the tokens of each kind go at one layer: every column sums to 1."""
+def kind_maps(
+    layers: Mapping[str, Routing],
+    kinds: Sequence[str],
+    title: str = "What experts are chosen for",
+) -> HeatMaps:
+    """Where the tokens of each kind go, layer by layer; every column sums to 1."""
     names, labels = _labels(kinds)
     counts = Counter(kinds)
-    table = contingency(routing, labels, len(names))
-    parts = table / table.sum(0).clamp_min(1e-12)
-    return HeatMap(
-        title or f"What experts are chosen for, {layer}",
-        rows=[str(expert) for expert in range(routing.num_experts)],
-        columns=[f"{name} ({counts[name]})" for name in names],
-        values=parts.tolist(),
-        x="kind of token",
-        y="expert",
-        note="Share of the tokens of a kind that an expert serves; every column sums to 1. "
-        "In parentheses, how many tokens of a kind there are.",
+    columns = [f"{name} ({counts[name]})" for name in names]
+    maps = {}
+    shown = layer_labels(list(layers))
+    for layer, routing in layers.items():
+        table = contingency(routing, labels, len(names))
+        maps[shown[layer]] = HeatMap(
+            shown[layer],
+            rows=[str(expert) for expert in range(routing.num_experts)],
+            columns=columns,
+            values=(table / table.sum(0).clamp_min(1e-12)).tolist(),
+            x="kind of token",
+            y="expert",
+        )
+    note = (
+        "Share of the tokens of a kind that an expert serves; every column sums to 1. "
+        "In parentheses, how many tokens of a kind there are."
     )
+    return HeatMaps(title, "layer", maps, note)
 
 
 def kind_table(layers: Mapping[str, Routing], kinds: Sequence[str]) -> Table:

@@ -76,6 +76,13 @@ def visible(text: str) -> str:
     return "".join(_sign(c) if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
 
 
+def word(claim: Claim) -> str:
+    """Whether a claim held, in words."""
+    if claim.held == "undecided":
+        return claim.held
+    return "held" if claim.held else "not held"
+
+
 def verdict(claims: Sequence[Claim]) -> str:
     """How many claims held, in one sentence."""
     held = sum(claim.held is True for claim in claims)

@@ -44,10 +44,7 @@ for (const chart of document.querySelectorAll(".curves")) {
         read();
       });
     }
-    chart.querySelector("form")?.addEventListener("change", (event) => {
-      plots.forEach((plot, i) => { plot.hidden = i !== Number(event.target.value); });
-      read();
-    });
+    chart.querySelector("form")?.addEventListener("change", read);
     read();
   }
 }
