@@ -42,14 +42,17 @@ class Part:
     def name(self) -> str:
         return f"{self.arm} seed {self.seed}"
 
+    def model(self) -> nn.Module:
+        """The part's model as it is drawn, on its device."""
+        torch.manual_seed(self.seed)
+        text = kept_text(self.run.folder / "data")
+        return self.build(text.tokenizer.vocab_size).to(self.settings.device)
+
     def training(self) -> Training:
         """The part as it starts, or as its checkpoint has it once `restore` is called."""
         text = kept_text(self.run.folder / "data")
-        torch.manual_seed(self.seed)
-        model = self.build(text.tokenizer.vocab_size).to(self.settings.device)
-        distribution.parallelise(model, self.shard_experts)
         return Training(
-            model=model,
+            model=distribution.parallelise(self.model(), self.shard_experts),
             data=_Batches(text, self.seed, self.batch_size),
             validation=_validation(text, self.validation_windows, self.batch_size),
             settings=self.settings,
@@ -136,10 +139,12 @@ def parameters(part: Part, experts_per_token: float = 0.0) -> tuple[int, float]:
 
 
 def trained(part: Part) -> nn.Module:
-    """The finished model of a part, in evaluation mode."""
-    training = part.training()
-    training.restore()
-    return training.model.eval()
+    """The finished model of a part, whole in this process, in evaluation mode."""
+    model = part.model()
+    tensors, _ = load_state(part.run.checkpoint(part.arm, part.seed))
+    del tensors["random"]
+    distribution.load_weights(model, tensors)
+    return model.eval()
 
 
 @torch.no_grad()

@@ -59,15 +59,28 @@ def _fitted(value: Any, hint: Any, where: str) -> Any:
 def launch(
     name: str, recipe: ModuleType, config: Any, out: Path | None, resume: Path | None
 ) -> None:
-    """Run a recipe in its folder and show what came out."""
-    run = Run.open(resume) if resume else Run.create(out or new_folder(name), name, config)
+    """Run a recipe in its folder and show what came out; under torchrun, on all ranks together."""
+    wanted = getattr(config, "device", "cpu")
+    device = distribution.start(None if wanted == "auto" else wanted)
     try:
-        outcome = recipe.run(config, run)
+        run = _begin(name, config, out) if resume is None else Run.open(resume)
+        outcome = recipe.run(config, replace(run, device=str(device)))
+        if distribution.is_main():
+            outcome.save(run.folder / "outcome.json")
+            page = render(run.folder)
+            print_outcome(outcome)
+            print(f"report: {page.resolve()}")
     except Interrupted:
         console.print(f"stopped; carry on with: polypath run --resume {run.folder}")
         raise SystemExit(130) from None
+    finally:
+        distribution.stop()
+
+
+def _begin(name: str, config: Any, out: Path | None) -> Run:
+    """A new run folder, made by rank 0 and opened by all."""
+    folder = Path(distribution.from_main(str(out or new_folder(name))))
     if distribution.is_main():
-        outcome.save(run.folder / "outcome.json")
-        page = render(run.folder)
-        print_outcome(outcome)
-        print(f"report: {page.resolve()}")
+        Run.create(folder, name, config)
+    distribution.wait()
+    return Run.open(folder)

@@ -184,14 +184,10 @@ def build(config: Config, arm: str, vocabulary: int) -> nn.Module:
 
 def run(config: Config, run: Run) -> Outcome:
     """Train every arm under every seed; compare, and look at where the tokens went."""
-    device = distribution.start(None if config.device == "auto" else config.device)
-    try:
-        prepare(config, run)
-        everything = list(parts(config, run, str(device)))
-        arms.train(everything, config.workers)
-        return conclude(config, run, everything)
-    finally:
-        distribution.stop()
+    prepare(config, run)
+    everything = list(parts(config, run))
+    arms.train(everything, config.workers)
+    return conclude(config, run, everything)
 
 
 def prepare(config: Config, run: Run) -> None:
@@ -203,7 +199,7 @@ def prepare(config: Config, run: Run) -> None:
     distribution.wait()
 
 
-def parts(config: Config, run: Run, device: str) -> Iterable[Part]:
+def parts(config: Config, run: Run) -> Iterable[Part]:
     """Every arm under every seed; arms of a seed follow each other, so that pairs fill up early."""
     for seed in range(config.seeds):
         for arm in ARMS:
@@ -212,7 +208,7 @@ def parts(config: Config, run: Run, device: str) -> Iterable[Part]:
                 seed=seed,
                 build=partial(build, config, arm),
                 run=run,
-                settings=config.settings(device),
+                settings=config.settings(run.device),
                 batch_size=config.batch_size,
                 validation_windows=config.validation_windows,
                 shard_experts=config.shard_experts,

@@ -200,22 +200,29 @@ def load_full_state(
 
     Raises InputError when names or shapes are not those of this model.
     """
+    load_weights(model, state)
     named = _named(model)
-    _check(named, state)
     kept: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        place, _, rest = name.partition(".")
-        if place == "model":
-            with torch.no_grad():
-                named[rest].copy_(_like(named[rest], value))
-        else:
-            owner, _, key = rest.rpartition(".")
-            kept.setdefault(owner, {})[key] = _like(named[owner], value)
+    for name in state.keys() - {f"model.{known}" for known in named}:
+        owner, _, key = name.removeprefix("optimizer.").rpartition(".")
+        kept.setdefault(owner, {})[key] = _like(named[owner], state[name])
     described = optimizer.state_dict()
     order = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = {parameter: number for number, parameter in enumerate(order)}
     described["state"] = {numbers[named[owner]]: values for owner, values in kept.items()}
     optimizer.load_state_dict(described)
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back the model's part of what `full_state` gathered.
+
+    Raises InputError when names or shapes are not those of this model.
+    """
+    named = _named(model)
+    _check(named, state)
+    for name, tensor in named.items():
+        tensor.copy_(_like(tensor, state[f"model.{name}"]))
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

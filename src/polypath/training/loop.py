@@ -90,7 +90,7 @@ class Training:
                 self.log("valid", **self.evaluate())
                 self.save()
             reporter.advance(loss, self.tokens_per_second)
-            if reporter.stop():
+            if distribution.any_rank(reporter.stop()):
                 self.save()
                 raise Interrupted
 

@@ -26,12 +26,13 @@ class Run:
     """One run of a recipe in its folder.
 
     config.yaml: recipe, version and every field of its Config. metrics.jsonl: one JSON object a
-    line. checkpoints/: the state of each arm and seed.
+    line. checkpoints/: the state of each arm and seed. device: where this process trains.
     """
 
     folder: Path
     recipe: str
     config: dict[str, Any]
+    device: str = "cpu"
 
     @classmethod
     def create(cls, folder: Path, recipe: str, config: Any) -> Run:
