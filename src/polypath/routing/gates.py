@@ -54,9 +54,8 @@ class SoftmaxGate(nn.Module):
             weights = _chosen(probabilities, experts, 0.0)
         else:
             chosen = _chosen(scores, experts, -torch.inf)
-            closed = chosen == -torch.inf
-            none = closed.all(-1, keepdim=True)
-            weights = chosen.masked_fill(none, 0.0).softmax(-1).masked_fill(closed, 0.0)
+            # A row of nothing but -inf gives NaN, whose gradient ends where the -inf were filled in.
+            weights = chosen.softmax(-1).masked_fill(chosen == -torch.inf, 0.0)
         return weights * self.scale if self.scale != 1.0 else weights
 
     def extra_repr(self) -> str:

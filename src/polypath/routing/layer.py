@@ -42,7 +42,7 @@ class MoE(nn.Module):
             context = replace(context, shape=tuple(x.shape[:-1]))
         rows = x.reshape(-1, x.shape[-1])
         routing = self.route(rows, context)
-        self.last = routing if torch.is_grad_enabled() else routing.detach()
+        self.last = routing
         for listener in self.listeners:
             listener(self, routing)
         y = self.experts(rows, routing)
