@@ -167,15 +167,19 @@ class Training:
         return {"loss": loss, "bits_per_byte": per_byte, **self.routing_facts()}
 
     def routing_facts(self) -> dict[str, Any]:
-        """Mean entropy (nats) and load shares of each layer on the first validation batch."""
+        """Mean entropy (nats), where the router has probabilities, and load shares of each layer.
+
+        On the first validation batch.
+        """
         if not routed_layers(self.model):
             return {}
         with record(self.model) as routes:
             self.nats(self.validation.batches[0].to(self.settings.device))
         layers = routes.joined()
         loads = {name: routing.load() for name, routing in layers.items()}
+        scored = {name: r for name, r in layers.items() if r.probabilities is not None}
         return {
-            "entropy": {name: float(r.entropy().mean()) for name, r in layers.items()},
+            "entropy": {name: float(r.entropy().mean()) for name, r in scored.items()},
             "load": {name: (load / load.sum()).tolist() for name, load in loads.items()},
         }
 
