@@ -2,12 +2,20 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hosts import DENSE, tiny_model
+from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach
-from polypath.routing import MoE, TopKRouter, record, routed_layers
+from polypath.routing import (
+    MoE,
+    TopKRouter,
+    losses,
+    record,
+    replay,
+    routed_layers,
+    update_biases,
+)
 
 
 @pytest.mark.parametrize("kind", DENSE)
@@ -55,6 +63,31 @@ def test_width_dtype_and_device_are_the_models() -> None:
         attach(model := tiny_model(kind), RoutedLayers(num_experts=2, k=1), [0])
         widths[kind] = next(iter(routed_layers(model).values())).experts.down_proj.shape[2]
     assert widths == dict.fromkeys(DENSE, 24) | {"GPT2": 64}
+
+
+@pytest.mark.parametrize("kind", DENSE | NATIVE)
+def test_routes_losses_and_biases_of_every_host(batch: dict[str, Tensor], kind: str) -> None:
+    weights = {"load_balance": 0.5, "router_z": 0.25}
+    model = tiny_model(kind).train()
+    attach(model, RoutedLayers(num_experts=4, bias_rate=0.1, gate="sigmoid", losses=weights))
+    with record(model) as routes:
+        logits = model(**batch).logits
+    parts = [part for (part,) in routes.values()]
+    assert len(parts) == 3 and all(part.experts.shape == (21, 2) for part in parts)
+    found = losses(model)
+    counted = batch["attention_mask"].flatten().bool()
+    wanted = [part.scores[counted].logsumexp(1).square().mean() for part in parts]
+    torch.testing.assert_close(found["router_z"], 0.25 * torch.stack(wanted).mean())
+
+    update_biases(model)
+    for layer, part in zip(routed_layers(model).values(), parts, strict=True):
+        load = torch.bincount(part.experts[counted].flatten(), minlength=4).float()
+        moved = layer.router.selection.bias.value
+        torch.testing.assert_close(moved, 0.1 * torch.sign(load.mean() - load))
+        nn.init.normal_(moved)
+    with replay(model, routes):
+        torch.testing.assert_close(model(**batch).logits, logits, rtol=0, atol=0)
+    assert not torch.allclose(model(**batch).logits, logits)
 
 
 def test_copies_are_whole_and_apart(batch: dict) -> None:

@@ -1,3 +1,4 @@
+import copy
 import json
 import resource
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach, from_pretrained, save_pretrained
-from polypath.routing import MoE, record, routed_layers
+from polypath.routing import MoE, RouterZ, record, routed_layers
 
 
 @pytest.mark.parametrize("kind", NATIVE)
@@ -44,8 +45,8 @@ def test_attached_models_come_back_to_the_same_logits(
 ) -> None:
     model = attach(tiny_model(kind), RoutedLayers(num_experts=4, hidden=8, shared_hidden=4), [0])
     attach(model, RoutedLayers("hash", num_experts=3, kind="relu2"), [2])
-    if kind in NATIVE:
-        attach(model, layers=None if kind != "Qwen3Moe" else [0])
+    if kind in NATIVE and kind != "Qwen3Moe":  # whose layer 1 is dense
+        attach(model, layers=[1])
     logits = model(**batch).logits
     save_pretrained(model, tmp_path / "model")
     state = torch.get_rng_state()
@@ -102,6 +103,22 @@ def test_tied_embeddings_stay_tied(batch: dict[str, Tensor], tmp_path: Path, kin
     assert again.lm_head.weight is again.model.embed_tokens.weight
     assert again(**batch).logits.equal(model(**batch).logits)
     assert "lm_head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Olmoe"])
+def test_transformers_own_way_of_saving_is_this_one(
+    batch: dict[str, Tensor], tmp_path: Path, kind: str
+) -> None:
+    """As the Trainer calls it."""
+    model = attach(tiny_model(kind), RoutedLayers(num_experts=2) if kind == "Llama" else None)
+    twin = copy.deepcopy(model)
+    nn.init.ones_(twin.lm_head.weight)
+    save_pretrained(twin, tmp_path / "first")
+    for own in (model, twin, from_pretrained(tmp_path / "first")):
+        own.save_pretrained(tmp_path / "none", is_main_process=False)
+        own.save_pretrained(tmp_path / "model", state_dict=own.state_dict(), is_main_process=True)
+        assert from_pretrained(tmp_path / "model")(**batch).logits.equal(own(**batch).logits)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Olmoe"])
@@ -260,7 +277,7 @@ def test_wrong_descriptions_get_one_line(folder: Path) -> None:
         ({"layers": layers_of(folder, k=5)}, "k=5 of num_experts=4"),
         ({"layers": layers_of(folder, num_expert=5)}, "did you mean 'num_experts'?"),
         ({"layers": {"7": "adopted"}}, "no layer 7; the model has layers 0 to 2"),
-        ({"layers": {"1": "adopted"}}, "no experts to adopt in layers [1] of LlamaModel"),
+        ({"layers": {"1": "adopted"}}, "layer 1 of the model has no experts to adopt"),
         ({"layers": {"1": 5}}, "layer 1 is 5; an object is right"),
         ({"layers": {"one": {}}}, "its `layers` are not an object from indices to layers"),
         ({"layers": 1}, "its `layers` are not an object from indices to layers"),
@@ -303,6 +320,15 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gate.weight is \(6, 16\); \(8, 16\) is right"):
         save_pretrained(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_losses_may_change(tmp_path: Path) -> None:
+    for model in (attach(tiny_model("Llama"), RoutedLayers()), attach(tiny_model("Olmoe"))):
+        for layer in routed_layers(model).values():
+            layer.router.losses["load_balance"].weight = 0.0
+            layer.router.losses["router_z"] = RouterZ()
+        save_pretrained(model, tmp_path / "model")
+        assert routed_layers(from_pretrained(tmp_path / "model"))
 
 
 def test_saving_replaces_the_model_and_keeps_its_neighbours(

@@ -107,13 +107,21 @@ class Native:
                 return native + own[len(routed) :]
         return own
 
-    def check(self, layer: nn.Module) -> None:
+    def check(self, layer: MoE) -> None:
         """Raise InputError when the layer was changed into something that its block cannot hold."""
-        if repr(layer) != self.looks:
+        if looks(layer) != self.looks:
             raise InputError(
                 f"a layer adopted from {type(self.block).__name__} was changed and has no native "
                 "form; put layers of your own in with attach(model, routed)"
             )
+
+
+def looks(layer: MoE) -> str:
+    """What decides what a layer computes, but for the numbers in it: all of it but the losses."""
+    router = layer.router
+    parts = [*router.named_children()] if isinstance(router, Router) else [("", router)]
+    decisive = {name: part for name, part in parts if name != "losses"}
+    return f"{decisive} {router.extra_repr()} {layer.experts} {layer.shared}"
 
 
 def adopt(block: Any, config: Any) -> tuple[MoE, Native]:
@@ -135,15 +143,11 @@ def adopt(block: Any, config: Any) -> tuple[MoE, Native]:
         layer.register_forward_pre_hook(Jitter(jitter))
     for native, own in reading.parts.items():
         _move(block, native, layer, own)
-    return layer.train(block.training), Native(block, reading.parts, repr(layer))
+    return layer.train(block.training), Native(block, reading.parts, looks(layer))
 
 
 def release(layer: MoE, native: Native) -> nn.Module:
-    """The native block with the parameters of its adopted layer, which is left without them.
-
-    Raises InputError when the layer was changed into something that its block cannot hold.
-    """
-    native.check(layer)
+    """The native block with the parameters of its adopted layer, which is left without them."""
     for name, own in native.parts.items():
         _move(layer, own, native.block, name)
     return native.block.train(layer.training)

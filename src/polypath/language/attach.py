@@ -1,17 +1,16 @@
-"""Routed layers into the decoders of transformers."""
+"""Routed layers into the decoders of transformers, and out again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from polypath.errors import InputError
-from polypath.language.adopt import Native, adopt, release
+from polypath.language.checkpoint import save_here
 from polypath.language.config import RoutedLayers
-from polypath.language.context import connect
 from polypath.language.families import Decoder, decoder_of
+from polypath.language.hosting import adopt_layers, native_layers, place, release_layers
 from polypath.routing import MoE
 
 
@@ -28,22 +27,19 @@ def attach(
     routed=None: the routed layers that the checkpoint brings become `MoE` modules on the same
         parameters, and nothing else changes; `detach` undoes it.
     layers: indices of the decoder's layers; None for all, or for all that can be adopted.
-    From then on the decoder gives its routed layers their RoutingContext: shape, tokens (not with
-    inputs_embeds), mask (from a 2-D attention mask), positions and previous. What a surrounding
-    `given` block says comes before what the decoder says.
+    Afterwards the decoder gives its routed layers their RoutingContext: shape, tokens (not with
+    inputs_embeds), mask (from a 2-D attention mask), positions and previous; what a surrounding
+    `given` block says comes first. And `model.save_pretrained` is the one of this package.
     Raises InputError when the model's family is not a known host, a layer does not exist, or there
     is nothing to adopt.
     """
     decoder = decoder_of(model)
     indices = _indices(decoder, layers)
     if routed is None:
-        _adopt(decoder, indices, chosen=layers is not None)
+        adopt_layers(decoder, _adoptable(decoder, indices, chosen=layers is not None))
     else:
-        built = {index: _built(decoder, routed, index) for index in indices}
-        for index, layer in built.items():
-            decoder.put(index, layer)
-            decoder.host.origins[index] = routed if isinstance(routed, RoutedLayers) else None
-    connect(decoder)
+        place(decoder, routed, indices)
+    save_here(model)
     return model
 
 
@@ -54,13 +50,10 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     was changed into something that its native block cannot hold.
     """
     decoder = decoder_of(model)
-    adopted = {i: o for i, o in decoder.host.origins.items() if isinstance(o, Native)}
-    if not adopted:
+    if not release_layers(decoder):
         raise InputError(f"detach: {type(model).__name__} has no adopted layers")
-    for index, native in adopted.items():
-        decoder.put(index, release(decoder.routed()[index], native))
-        del decoder.host.origins[index]
-    connect(decoder)
+    if not decoder.routed():
+        del vars(model)["save_pretrained"]
     return model
 
 
@@ -72,9 +65,9 @@ def _indices(decoder: Decoder, layers: Sequence[int] | None) -> list[int]:
     return list(range(count)) if layers is None else sorted(set(layers))
 
 
-def _adopt(decoder: Decoder, indices: Sequence[int], chosen: bool) -> None:
-    """Adopt the native routed layers among `indices`; if they were chosen, all have to be."""
-    native = [index for index in indices if hasattr(decoder.mlp(index), "experts")]
+def _adoptable(decoder: Decoder, indices: Sequence[int], chosen: bool) -> list[int]:
+    """The native layers among `indices`; if these were chosen, all have to be."""
+    native = sorted(set(indices) & set(native_layers(decoder)))
     dense = sorted(set(indices) - set(native))
     if not native or (chosen and dense):
         where = f"layers {dense} of " if chosen else ""
@@ -82,32 +75,4 @@ def _adopt(decoder: Decoder, indices: Sequence[int], chosen: bool) -> None:
             f"attach: no experts to adopt in {where}{type(decoder.module).__name__}; "
             "give RoutedLayers to put routed layers there"
         )
-    for index in native:
-        if index not in decoder.routed():
-            layer, decoder.host.origins[index] = adopt(decoder.mlp(index), decoder.module.config)
-            decoder.put(index, layer)
-
-
-def _built(decoder: Decoder, routed: RoutedLayers | Callable[[int], MoE], index: int) -> MoE:
-    """A new routed layer with the dtype and device of what it replaces."""
-    config = decoder.module.config
-    if isinstance(routed, RoutedLayers):
-        layer = routed.build(config.hidden_size, decoder.family.width(config))
-        _draw(layer, config.initializer_range)
-    else:
-        layer = routed(index)
-        if not isinstance(layer, MoE):
-            raise InputError(
-                f"attach: the function made a {type(layer).__name__} for layer {index}; "
-                "a polypath.MoE is right"
-            )
-    old = next(decoder.mlp(index).parameters())
-    return layer.to(old.device, old.dtype).train(decoder.mlp(index).training)
-
-
-def _draw(layer: MoE, spread: float) -> None:
-    """Draw the experts' weights as the host draws its own layers; routers keep their own start."""
-    for part in (layer.experts, layer.shared):
-        for parameter in [] if part is None else part.parameters():
-            if parameter.ndim >= 2 and not parameter.is_meta:
-                nn.init.normal_(parameter, std=spread)
+    return native

@@ -8,25 +8,27 @@ says what they are: {"version": 1, "layers": {"0": RoutedLayers | "adopted" | "f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from polypath.errors import InputError
-from polypath.language.adopt import Native
-from polypath.language.attach import attach
+from polypath.language.adopt import Native, looks
 from polypath.language.config import RoutedLayers
 from polypath.language.families import decoder_of
 from polypath.language.folders import former, replaced
+from polypath.language.hosting import Make, adopt_layers, native_layers, place
 from polypath.language.shards import Shapes, check_experts, read_json, read_shapes, read_state
 from polypath.routing import MoE, routed_layers
 
@@ -35,31 +37,43 @@ DESCRIPTION = "polypath.json"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 OWN = ("config.json", "generation_config.json", DESCRIPTION, *WEIGHTS)
 
-Make = Callable[[int], MoE]
-
 
 def save_pretrained(
-    model: PreTrainedModel, folder: str | Path, max_shard_size: int | str = "5GB"
+    model: PreTrainedModel,
+    folder: str | Path,
+    max_shard_size: int | str = "5GB",
+    state_dict: Mapping[str, Tensor] | None = None,
+    is_main_process: bool = True,
 ) -> None:
     """Write a model so that `from_pretrained` gives back the same logits, bit for bit.
 
     folder: replaced as a whole when everything is written, and not before; files in it that are not
         the model's, such as a tokenizer's, are kept.
     max_shard_size: bytes, or text such as "5GB"; larger weights become several files.
-    A model whose routed layers are all adopted becomes a plain transformers checkpoint.
+    state_dict: the model's own, gathered, where its parameters lie on several ranks.
+    is_main_process: False on ranks that write nothing.
+    A model whose routed layers are all adopted becomes a plain transformers checkpoint. Losses are
+    described as they were attached.
     Raises InputError when the folder cannot be written or the model could not be loaded again.
     """
+    if not is_main_process:
+        return
     decoder = decoder_of(model)
     layers = {index: _described(o) for index, o in sorted(decoder.host.origins.items())}
     plain = all(layer == "adopted" for layer in layers.values())
-    state = model.state_dict()
+    state = dict(model.state_dict() if state_dict is None else state_dict)
     if plain:
         native = _native_names(model)
         state = {native.get(name, name): tensor for name, tensor in state.items()}
     _check_loadable(model, {} if plain else layers, _shapes(state))
     with replaced(Path(folder), _is_own) as draft, _quiet():
-        model.save_pretrained(
-            draft, state_dict=state, max_shard_size=max_shard_size, save_original_format=plain
+        write = type(model).save_pretrained  # the model's own may be this function
+        write(
+            model,
+            draft,
+            state_dict=state,
+            max_shard_size=max_shard_size,
+            save_original_format=plain,
         )
         if not plain:
             text = json.dumps({"version": VERSION, "layers": layers}, indent=1)
@@ -83,7 +97,17 @@ def from_pretrained(folder: str | Path, routed: Make | None = None) -> PreTraine
             model = _read_described(folder, config, shapes, routed)
         else:
             model = _read_plain(folder, config, shapes)
+    if decoder_of(model).routed():
+        save_here(model)
     return model.eval()
+
+
+def save_here(model: PreTrainedModel) -> None:
+    """Make `model.save_pretrained` the one above.
+
+    That of transformers would write routed layers under names that nothing reads again.
+    """
+    vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
 
 
 def _described(origin: Any) -> dict[str, Any] | str:
@@ -114,7 +138,7 @@ def _native_names(model: PreTrainedModel) -> dict[str, str]:
     return native
 
 
-def _shapes(state: Mapping[str, torch.Tensor]) -> Shapes:
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -125,7 +149,7 @@ def _check_loadable(model: PreTrainedModel, layers: Mapping[int, Any], shapes: S
         blank = _blank(type(model), model.config, known, None)
     for index in known:
         layer, wanted = decoder_of(model).routed().get(index), decoder_of(blank).routed()[index]
-        if repr(layer) != repr(wanted):
+        if not isinstance(layer, MoE) or looks(layer) != looks(wanted):
             raise InputError(
                 f"save_pretrained: layer {index} was changed since it was attached; "
                 "put it in with attach(model, lambda index: layer)"
@@ -165,11 +189,20 @@ def _blank(
     """A model with the described layers, its parameters not initialised."""
     with no_init_weights():
         model = kind._from_config(deepcopy(config), dtype=config.dtype)
+        decoder = decoder_of(model)
         for index, layer in layers.items():
+            if not index < len(decoder.layers):
+                raise InputError(
+                    f"no layer {index}; the model has layers 0 to {len(decoder.layers) - 1}"
+                )
             if isinstance(layer, dict):
-                attach(model, RoutedLayers.from_json(layer), [index])
+                place(decoder, RoutedLayers.from_json(layer), [index])
+            elif routed is not None and layer == "function":
+                place(decoder, routed, [index])
+            elif index in native_layers(decoder):
+                adopt_layers(decoder, [index])
             else:
-                attach(model, routed if layer == "function" else None, [index])
+                raise InputError(f"layer {index} of the model has no experts to adopt")
     model.tie_weights()
     return model
 
@@ -219,8 +252,8 @@ def _read_plain(folder: Path, config: PretrainedConfig, shapes: Shapes) -> PreTr
     for name, found, right in sorted(info["mismatched_keys"]):
         raise InputError(f"{folder}: {name} is {tuple(found)}; {tuple(right)} is right")
     decoder = decoder_of(model)
-    native = any(hasattr(decoder.mlp(index), "experts") for index in range(len(decoder.layers)))
-    return attach(model) if native else model
+    adopt_layers(decoder, native_layers(decoder))
+    return model
 
 
 def _read_described(

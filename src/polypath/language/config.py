@@ -126,10 +126,7 @@ class RoutedLayers:
         return MoE(self._router(dim), experts, shared)
 
     def _router(self, dim: int) -> nn.Module:
-        losses = []
-        for name, weight in (self.losses or {}).items():
-            losses.append(LOSSES[name](weight))
-            losses[-1].name = name
+        losses = [LOSSES[name](weight) for name, weight in (self.losses or {}).items()]
         match self.router:
             case "top-k":
                 return TopKRouter(

@@ -48,7 +48,12 @@ def read_shapes(folder: Path) -> Shapes:
 
 def read_state(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, on the CPU; raises InputError as `read_shapes` does."""
-    return {n: t for path in _files(folder) for n, t in read_tensors(path)[0].items()}
+    state: dict[str, Tensor] = {}
+    for path in _files(folder):
+        # A clone lies where torch puts it. In a file tensors lie at any address, and products of
+        # matrices at odd addresses round differently.
+        state |= {name: tensor.clone() for name, tensor in read_tensors(path)[0].items()}
+    return state
 
 
 def check_experts(shapes: Shapes, folder: Path) -> None:

@@ -1,0 +1,72 @@
+"""Routed layers in a decoder's places: new ones put in, native ones adopted and released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from polypath.errors import InputError
+from polypath.language.adopt import Native, adopt, release
+from polypath.language.config import RoutedLayers
+from polypath.language.context import connect
+from polypath.language.families import Decoder
+from polypath.routing import MoE
+
+Make = Callable[[int], MoE]
+
+
+def place(decoder: Decoder, routed: RoutedLayers | Make, indices: Iterable[int]) -> None:
+    """Put new layers in the places at `indices`, all of them or, on an error, none."""
+    built = {index: _built(decoder, routed, index) for index in indices}
+    for index, layer in built.items():
+        decoder.put(index, layer)
+        decoder.host.origins[index] = routed if isinstance(routed, RoutedLayers) else None
+    connect(decoder)
+
+
+def native_layers(decoder: Decoder) -> list[int]:
+    """The layers that have experts of their own, adopted or not."""
+    native = []
+    for index in range(len(decoder.layers)):
+        adopted = isinstance(decoder.host.origins.get(index), Native)
+        if adopted or (index not in decoder.routed() and hasattr(decoder.mlp(index), "experts")):
+            native.append(index)
+    return native
+
+
+def adopt_layers(decoder: Decoder, indices: Iterable[int]) -> None:
+    """Adopt the native layers at `indices`; those that are adopted stay as they are."""
+    for index in indices:
+        if index not in decoder.routed():
+            layer, native = adopt(decoder.mlp(index), decoder.module.config)
+            decoder.put(index, layer)
+            decoder.host.origins[index] = native
+    connect(decoder)
+
+
+def release_layers(decoder: Decoder) -> list[int]:
+    """Put the native blocks of all adopted layers back; their indices."""
+    adopted = {i: o for i, o in decoder.host.origins.items() if isinstance(o, Native)}
+    layers = decoder.routed()
+    for index, native in adopted.items():
+        native.check(layers[index])
+    for index, native in adopted.items():
+        decoder.put(index, release(layers[index], native))
+        del decoder.host.origins[index]
+    connect(decoder)
+    return list(adopted)
+
+
+def _built(decoder: Decoder, routed: RoutedLayers | Make, index: int) -> MoE:
+    """A new routed layer with the dtype and device of what it replaces."""
+    if isinstance(routed, RoutedLayers):
+        config = decoder.module.config
+        layer = routed.build(config.hidden_size, decoder.family.width(config))
+    else:
+        layer = routed(index)
+        if not isinstance(layer, MoE):
+            raise InputError(
+                f"attach: the function made a {type(layer).__name__} for layer {index}; "
+                "a polypath.MoE is right"
+            )
+    old = next(decoder.mlp(index).parameters())
+    return layer.to(old.device, old.dtype).train(decoder.mlp(index).training)
