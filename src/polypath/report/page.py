@@ -46,22 +46,24 @@ def render(run_folder: str | Path) -> Path:
 
 def write_report(outcome: Outcome, path: str | Path) -> None:
     """Write the page of an outcome as one self-contained HTML file."""
-    script = "\n".join(_asset(name) for name in SCRIPTS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = (
+    replace_text(Path(path), page_of(outcome))
+
+
+def page_of(outcome: Outcome) -> str:
+    """The page of an outcome as HTML."""
+    script = _assets(SCRIPTS)
+    return (
         _environment()
         .get_template("page.html")
         .render(
             outcome=outcome,
             figures=[(figure, _drawn(figure)) for figure in outcome.figures],
             colours=palette(DISTINCT),
-            style="\n".join(_asset(name) for name in STYLES),
+            style=_assets(STYLES),
             script=script,
-            digest=digest,
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
-    # Half a surrogate pair, as a byte-level token may hold, has no place in a file.
-    replace_text(Path(path), page.encode("utf-8", "replace").decode())
 
 
 def _drawn(figure: Figure) -> dict[str, Any]:
@@ -108,12 +110,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        # Texts only: what is marked as safe already is of another type.
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    for read in (aligned, duration, measured, number, rows, verdict, visible, word):
+    for read in (aligned, duration, measured, number, rows, verdict, word):
         environment.filters[read.__name__] = read
     return environment
 
 
 @cache
-def _asset(name: str) -> str:
-    return (files("polypath.report") / "assets" / name).read_text(encoding="utf-8")
+def _assets(names: tuple[str, ...]) -> str:
+    folder = files("polypath.report") / "assets"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)

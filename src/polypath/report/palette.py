@@ -53,7 +53,7 @@ _SHADES = {
 _HUES = range(0, 360, 15)
 _FIRST = (195, 1)
 # An eye with all its cones expects more hues: its distances count less, so they have to be larger.
-_PATIENCE = np.array([0.6, 1.0, 1.0])[:, None, None]
+_PATIENCE = np.array([0.4, 1.0, 1.0])[:, None, None]
 
 
 class Colour(NamedTuple):
@@ -69,16 +69,17 @@ class Colour(NamedTuple):
 def palette(count: int) -> tuple[Colour, ...]:
     """Colours in an order in which each is far from all before it; they repeat after DISTINCT."""
     points = [(hue, shade) for hue in _HUES for shade in range(3)]
-    order = _farthest_first(_seen([_rgb(h, *_SHADES["tint"][s]) for h, s in points]), points)
+    seen = [_seen([_rgb(h, *_SHADES[use][s]) for h, s in points]) for use in ("tint", "dark_tint")]
+    order = _farthest_first(np.stack(seen), points)
     picked = [points[order[i % DISTINCT]] for i in range(count)]
     uses = ([_hex(_rgb(h, *shades[s])) for h, s in picked] for shades in _SHADES.values())
     return tuple(Colour(*row) for row in zip(*uses, strict=True))
 
 
 def _farthest_first(seen: np.ndarray, points: list[tuple[int, int]]) -> list[int]:
-    """Indices of `seen` (visions, points, 3): always the one whose nearest is farthest away."""
-    distances = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1)
-    distances = (_PATIENCE * distances).min(0)
+    """Indices of `seen` (uses, visions, points, 3): always the one whose nearest is farthest."""
+    distances = np.linalg.norm(seen[..., :, None, :] - seen[..., None, :, :], axis=-1)
+    distances = (_PATIENCE * distances).min((0, 1))
     order = [points.index(_FIRST)]
     nearest = distances[order[0]].copy()
     while len(order) < DISTINCT:

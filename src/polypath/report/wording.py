@@ -1,4 +1,4 @@
-"""Numbers, times and texts as the page shows them; these are filters of the templates."""
+"""Numbers, times and texts as the page shows them: filters of the templates."""
 
 from __future__ import annotations
 
