@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from polypath.errors import InputError
 from polypath.experts import FeedForwardExperts
@@ -36,10 +37,12 @@ class Deep(nn.Module):
     def __init__(self, **options) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer(**options) for _ in range(11))
+        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         for moe in self.layers:
-            x = F.normalize(x + moe(x))
+            y = checkpoint(moe, x, use_reentrant=False) if self.checkpointing else moe(x)
+            x = F.normalize(x + y)
         return x
 
 
@@ -165,6 +168,33 @@ def test_replay_of_weights_asks_no_router() -> None:
         assert torch.equal(model(x), expected)
         model.zero_grad()
     assert model.router.scorer.weight.grad is None
+
+
+def gradients(model: Deep, xs: list[Tensor]) -> list[Tensor]:
+    model.zero_grad()
+    for x in xs:
+        (model(x)[:, 0].sum() + losses(model)["load_balance"]).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_checkpointing_is_neither_recorded_nor_a_turn_of_the_replay() -> None:
+    model, xs = Deep(), [torch.randn(5, 8) for _ in range(3)]
+    with record(model) as routes:
+        for x in xs:
+            model(x)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    with replay(model, routes, "computed"):
+        expected = gradients(model, xs)
+    model.checkpointing = True
+    with record(model) as again, replay(model, routes, "computed"):
+        found = gradients(model, xs)
+    assert all(len(parts) == 3 for parts in again.values())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with replay(model, routes, "computed"):
+        late = model(xs[0]).sum() + model(xs[1]).sum()
+        with pytest.raises(InputError, match="call backward after each forward"):
+            late.backward()
 
 
 def test_replays_nest_and_end_on_errors() -> None:

@@ -31,7 +31,7 @@ from polypath.routing import (
     TopK,
     TopKRouter,
 )
-from polypath.routing.routers import _mix
+from polypath.routing.scorers import _mix
 from references import (
     assert_same,
     cosine_scores,

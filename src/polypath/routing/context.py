@@ -31,7 +31,8 @@ class RoutingContext:
     experts: (T, K) int64, experts that must be chosen (replay).
     previous: the Routing of the layer below.
     step: the training step.
-    generator: the source of the router's randomness.
+    generator: the source of the router's randomness, torch's own where None. Activation
+        checkpointing, which runs a layer again, does not rewind it.
     """
 
     shape: tuple[int, ...] | None = None

@@ -54,7 +54,7 @@ class SoftmaxGate(nn.Module):
             weights = _chosen(probabilities, experts, 0.0)
         else:
             chosen = _chosen(scores, experts, -torch.inf)
-            # A row of nothing but -inf gives NaN, whose gradient ends where the -inf were filled in.
+            # A row of nothing but -inf gives NaN; its gradient ends where the -inf were filled in.
             weights = chosen.softmax(-1).masked_fill(chosen == -torch.inf, 0.0)
         return weights * self.scale if self.scale != 1.0 else weights
 

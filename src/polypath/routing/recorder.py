@@ -74,6 +74,7 @@ def record(model: nn.Module, device: str | torch.device | None = None) -> Iterat
     """Record every layer's Routing of every forward inside the block, without gradients.
 
     device: where to keep the records; where they were made by default.
+    Layers that run again for their gradient (activation checkpointing) are not recorded again.
     Raises InputError when the model has no routed layers.
     """
     layers = _layers_of(model, "record")
@@ -81,8 +82,9 @@ def record(model: nn.Module, device: str | torch.device | None = None) -> Iterat
     kept: dict[str, list[Routing]] = {name: [] for name in layers}
 
     def listen(layer: MoE, routing: Routing) -> None:
-        routing = routing.detach()
-        kept[names[layer]].append(routing if device is None else routing.to(device))
+        if not _in_backward():
+            routing = routing.detach()
+            kept[names[layer]].append(routing if device is None else routing.to(device))
 
     for layer in layers.values():
         layer.listeners.append(listen)
@@ -101,10 +103,12 @@ def replay(
 ) -> Iterator[None]:
     """Make the model take recorded routes again, forward by forward.
 
-    weights="recorded": routers do not run at all.
+    weights="recorded": routers do not run at all; losses are those recorded, without gradients.
     weights="computed": the recorded experts, weighted by what the router says now, with gradients;
         for training on the experts that inference chose. Choices that capacity dropped were not
         recorded; a gate that shares one out among the chosen shares it among the rest.
+    Under activation checkpointing, which runs layers again, every forward has to be followed by its
+    own backward before the next.
     Raises InputError when layers or sizes do not match, or when there are more forwards than were
     recorded.
     """
@@ -126,28 +130,50 @@ def replay(
 
 @dataclass
 class _Replay:
-    """One layer's routes, handed out in turn."""
+    """One layer's routes, handed out in turn.
+
+    turn: the number of forwards so far. repeated: the last one has run again in a backward.
+    """
 
     layer: str
     routes: Sequence[Routing]
     computed: bool
     turn: int = 0
+    repeated: bool = False
 
     def __call__(self, layer: MoE, rows: Tensor, context: RoutingContext) -> Routing:
-        if self.turn == len(self.routes):
-            raise InputError(
-                f"replay: {self.layer} ran more often than was recorded, {self.turn} times"
-            )
-        routing = self.routes[self.turn]
+        routing = self.again() if _in_backward() else self.next()
         if len(routing) != len(rows):
             raise InputError(
                 f"replay: {self.layer} got {len(rows)} things, {len(routing)} were recorded"
             )
-        self.turn += 1
         routing = routing.to(rows.device)
         if self.computed:
             return layer.router(rows, replace(context, experts=routing.experts))
         return routing
+
+    def next(self) -> Routing:
+        if self.turn == len(self.routes):
+            raise InputError(
+                f"replay: {self.layer} ran more often than was recorded, {self.turn} times"
+            )
+        self.turn += 1
+        self.repeated = False
+        return self.routes[self.turn - 1]
+
+    def again(self) -> Routing:
+        if self.repeated or not self.turn:
+            raise InputError(
+                f"replay: {self.layer} runs again for a forward before the last; under activation "
+                "checkpointing, call backward after each forward"
+            )
+        self.repeated = True
+        return self.routes[self.turn - 1]
+
+
+def _in_backward() -> bool:
+    """Whether this forward runs within a backward, to make what checkpointing did not keep."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _layers_of(model: nn.Module, what: str) -> dict[str, MoE]:

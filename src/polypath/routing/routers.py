@@ -18,12 +18,7 @@ from polypath.routing.auxiliary import AuxiliaryLoss
 from polypath.routing.context import RoutingContext
 from polypath.routing.gates import Gate, SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.record import Routing
-from polypath.routing.scorers import (
-    CosineScorer,
-    LinearScorer,
-    NoisyLinearScorer,
-    routing_dtype,
-)
+from polypath.routing.scorers import CosineScorer, HashScorer, LinearScorer, NoisyLinearScorer
 from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK, within_capacity
 
 SCORERS = {"linear": LinearScorer, "cosine": CosineScorer, "noisy": NoisyLinearScorer}
@@ -175,32 +170,6 @@ class HashRouter(Router):
         if not 1 <= k <= num_experts:
             raise InputError(f"HashRouter: k={k} of {num_experts} experts; 1 ≤ k ≤ E is needed")
         super().__init__(HashScorer(num_experts, seed), TopK(k), UniformGate())
-
-
-class HashScorer(nn.Module):
-    """Scores in [0, 1) that depend on the token id and the expert alone; no parameters."""
-
-    def __init__(self, num_experts: int, seed: int = 0) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-        self.seed = seed
-
-    def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
-        tokens = context.need("tokens", "HashRouter")
-        experts = torch.arange(self.num_experts, device=tokens.device)
-        mixed = _mix(_mix(tokens[:, None] + (self.seed << 20)) ^ (experts + 1))
-        return (mixed & 0xFFFFFF).to(routing_dtype(x)) / 0x1000000
-
-    def extra_repr(self) -> str:
-        return f"num_experts={self.num_experts}, seed={self.seed}"
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """A bijection of int64 that scatters neighbouring ids (multiply and fold, two rounds)."""
-    for factor in (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85):
-        bits = bits * factor
-        bits = bits ^ ((bits >> 29) & 0x7FFFFFFFF)
-    return bits
 
 
 def _scorer(scorer: str | nn.Module, dim: int, num_experts: int) -> nn.Module:

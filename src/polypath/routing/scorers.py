@@ -86,3 +86,29 @@ class CosineScorer(nn.Module):
         low = F.normalize(F.linear(x.to(dtype), self.projection.to(dtype)), dim=-1)
         rows = F.normalize(self.weight.to(dtype), dim=-1)
         return F.linear(low, rows) / self.log_temperature.to(dtype).exp()
+
+
+class HashScorer(nn.Module):
+    """Scores in [0, 1) that depend on the token id and the expert alone; no parameters."""
+
+    def __init__(self, num_experts: int, seed: int = 0) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.seed = seed
+
+    def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
+        tokens = context.need("tokens", "HashRouter")
+        experts = torch.arange(self.num_experts, device=tokens.device)
+        mixed = _mix(_mix(tokens[:, None] + (self.seed << 20)) ^ (experts + 1))
+        return (mixed & 0xFFFFFF).to(routing_dtype(x)) / 0x1000000
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, seed={self.seed}"
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A bijection of int64 that scatters neighbouring ids (multiply and fold, two rounds)."""
+    for factor in (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85):
+        bits = bits * factor
+        bits = bits ^ ((bits >> 29) & 0x7FFFFFFFF)
+    return bits
