@@ -69,6 +69,7 @@ def routed_layers(model: nn.Module) -> dict[str, MoE]:
 def losses(model: nn.Module) -> dict[str, Tensor]:
     """The auxiliary losses of the last forward by name, each the mean over the layers that have it.
 
+    A layer that runs several times in one forward gives those of its last run.
     Already weighted: add them to the task's loss as they are. A part of a larger batch (a
     micro-batch, a rank) gives its share, and shares are added up: the task's loss has to be a share
     too, and where gradients are averaged over ranks the sum of both is multiplied by their number.
