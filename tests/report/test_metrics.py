@@ -19,7 +19,8 @@ def test_each_arm_is_a_line_with_the_interval_of_its_seeds() -> None:
         for i, loss in enumerate(values)
     ]
     records.append(record("moe", 0, 0, loss=9.0) | {"split": "train"})
-    moe, dense = curves(records, "loss", "Loss", "nats").series
+    records.append(record("other", 0, 0, loss=9.0))
+    moe, dense = curves(records, ["moe", "dense"], "loss", "Loss", "nats").series
     assert (moe.name, moe.x) == ("moe", [0, 10])
     assert moe.mean == pytest.approx([3.1, 2.05])
     t = scipy.stats.t.ppf(0.975, 1)
@@ -30,25 +31,25 @@ def test_each_arm_is_a_line_with_the_interval_of_its_seeds() -> None:
 def test_a_line_ends_where_the_first_seed_ends() -> None:
     records = [record("moe", 0, step, loss=1.0) for step in (0, 10, 20)]
     records += [record("moe", 1, step, loss=2.0) for step in (0, 10)]
-    assert curves(records, "loss", "Loss", "nats").series[0].x == [0, 10]
+    assert curves(records, ["moe", "dense"], "loss", "Loss", "nats").series[0].x == [0, 10]
 
 
 def test_a_step_without_the_quantity_is_left_out() -> None:
     records = [record("moe", 0, 0, loss=1.0, tokens_per_second=None)]
     records += [record("moe", 0, 10, loss=1.0, tokens_per_second=5.0)]
-    assert curves(records, "tokens_per_second", "Speed", "tokens/s").series[0].x == [10]
+    assert curves(records, ["moe"], "tokens_per_second", "Speed", "tokens/s").series[0].x == [10]
 
 
 def test_a_diverged_loss_is_a_gap() -> None:
     records = [record("moe", 0, 0, loss=1.0), record("moe", 0, 10, loss=math.nan)]
-    assert curves(records, "loss", "Loss", "nats").series[0].mean == [1.0, None]
+    assert curves(records, ["moe", "dense"], "loss", "Loss", "nats").series[0].mean == [1.0, None]
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250, 1001])
 def test_many_steps_are_averaged_without_losing_any(count: int) -> None:
     values = [math.sin(step) + step for step in range(count)]
     records = [record("moe", 0, step, loss=value) for step, value in enumerate(values)]
-    lines = curves(records, "loss", "Loss", "nats").series
+    lines = curves(records, ["moe", "dense"], "loss", "Loss", "nats").series
     if not count:
         assert lines == []
         return

@@ -229,8 +229,8 @@ def conclude(config: Config, run: Run, everything: list[Part]) -> Outcome:
         tables=[arms.table(by_arm, config.k), *tables],
         claims=claims(by_arm),
         figures=[
-            curves(metrics, "bits_per_byte", "Validation", "bits per byte"),
-            curves(metrics, "loss", "Training loss", "nats per token", split="train"),
+            curves(metrics, ARMS, "bits_per_byte", "Validation", "bits per byte"),
+            curves(metrics, ARMS, "loss", "Training loss", "nats per token", split="train"),
             entropy_curves(metrics, "routed"),
             *figures,
         ],

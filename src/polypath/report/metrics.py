@@ -16,15 +16,20 @@ MOST_POINTS = 100
 
 
 def curves(
-    records: Iterable[Record], quantity: str, title: str, y: str, split: str = "valid"
+    records: Iterable[Record],
+    arms: Sequence[str],
+    quantity: str,
+    title: str,
+    y: str,
+    split: str = "valid",
 ) -> Curves:
-    """A number such as "loss" over steps: one line an arm, with its band over seeds."""
-    runs: dict[str, dict[int, dict[int, float]]] = {}
+    """A number such as "loss" over steps: one line for each of `arms`, with its band over seeds."""
+    runs: dict[str, dict[int, dict[int, float]]] = {arm: {} for arm in arms}
     for record in records:
-        if record["split"] == split and record.get(quantity) is not None:
-            seeds = runs.setdefault(record["arm"], {})
+        if record["split"] == split and record["arm"] in runs and record.get(quantity) is not None:
+            seeds = runs[record["arm"]]
             seeds.setdefault(record["seed"], {})[record["step"]] = record[quantity]
-    lines = [_line(arm, list(seeds.values())) for arm, seeds in runs.items()]
+    lines = [_line(arm, list(seeds.values())) for arm, seeds in runs.items() if seeds]
     return Curves(title, "step", y, lines, _band_note(lines))
 
 
