@@ -48,8 +48,8 @@ def test_attached_models_come_back_to_the_same_logits(
     if kind in NATIVE and kind != "Qwen3Moe":  # whose layer 1 is dense
         attach(model, layers=[1])
     logits = model(**batch).logits
-    save_pretrained(model, tmp_path / "model")
     state = torch.get_rng_state()
+    save_pretrained(model, tmp_path / "model")
     again = from_pretrained(tmp_path / "model")
     assert torch.get_rng_state().equal(state)
     assert again(**batch).logits.equal(logits)
@@ -156,6 +156,15 @@ def test_dense_models_go_through_as_they_are(batch: dict[str, Tensor], tmp_path:
     save_pretrained(model, tmp_path / "model")
     again = from_pretrained(tmp_path / "model")
     assert not routed_layers(again) and again(**batch).logits.equal(model(**batch).logits)
+
+
+def test_layers_put_in_by_hand_are_a_functions(batch: dict[str, Tensor], tmp_path: Path) -> None:
+    model = attach(tiny_model("Llama"), RoutedLayers(num_experts=2), [0])
+    layer = RoutedLayers(num_experts=2).build(16, 4)
+    model.model.layers[1].mlp = layer
+    save_pretrained(model, tmp_path / "model")
+    again = from_pretrained(tmp_path / "model", lambda index: copy.deepcopy(layer))
+    assert again(**batch).logits.equal(model(**batch).logits)
 
 
 def test_saving_while_recording_disturbs_nothing(batch: dict[str, Tensor], tmp_path: Path) -> None:
@@ -291,14 +300,30 @@ def test_wrong_descriptions_get_one_line(folder: Path) -> None:
     refused(folder, "polypath.json: not JSON")
 
 
-def test_wrong_configurations_get_one_line(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["folder", "plain"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "16"}, "config.json: transformers refuses it: StrictDataclass"),
+        ({"model_type": "lama"}, "config.json: transformers refuses it: ValueError"),
+        ({"dtype": "float99"}, "config.json: transformers refuses it: AttributeError"),
+        ({"hidden_act": "sillu"}, "transformers refuses it: KeyError: 'sillu'"),
+        ({"architectures": ["Lama"]}, " model 'Lama'"),
+        ({"architectures": []}, " model 'none'"),
+        ({"architectures": ["BertModel"]}, " model 'BertModel'"),
+        ({"num_hidden_layers": 4}, "missing tensors: model.layers.3.input_layernorm.weight"),
+    ],
+)
+def test_wrong_configurations_get_one_line(
+    request: pytest.FixtureRequest, which: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = request.getfixturevalue(which)
+    change_json(folder / "config.json", **changes)
+    refused(folder, message)
+
+
+def test_broken_and_missing_configurations_get_one_line(folder: Path, tmp_path: Path) -> None:
     path = folder / "config.json"
-    whole = path.read_text()
-    change_json(path, model_type="lama")
-    refused(folder, "config.json: ")
-    path.write_text(whole)
-    change_json(path, architectures=["Lama"])
-    refused(folder, "transformers has no model 'Lama'")
     path.write_text("[]")
     refused(folder, "config.json: it does not name the model's `architectures`")
     path.write_text("{")
@@ -306,6 +331,20 @@ def test_wrong_configurations_get_one_line(folder: Path, tmp_path: Path) -> None
     path.unlink()
     refused(folder, "is not a checkpoint: it has no config.json")
     refused(tmp_path / "elsewhere", "no folder")
+    folder.rename(folder.with_name(".model.old"))
+    refused(folder, "an interrupted save left what it held in")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "lama"])
+def test_code_in_a_checkpoint_is_never_run(folder: Path, model_type: str) -> None:
+    (folder / "code.py").write_text("from pathlib import Path\nPath(__file__ + '.ran').touch()\n")
+    auto = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    change_json(folder / "config.json", model_type=model_type, auto_map=auto)
+    if model_type == "lama":
+        refused(folder, "contains custom code")
+    else:
+        assert routed_layers(from_pretrained(folder))
+    assert not list(folder.glob("*.ran"))
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
@@ -335,6 +374,7 @@ def test_saving_replaces_the_model_and_keeps_its_neighbours(
     batch: dict[str, Tensor], folder: Path
 ) -> None:
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "optimizer.pt").write_text("")
     (folder / "notes").mkdir()
     (folder / "notes" / "config.json").write_text("mine")
     save_pretrained(model := attach(tiny_model("Olmoe")), folder, max_shard_size=20_000)
@@ -342,6 +382,7 @@ def test_saving_replaces_the_model_and_keeps_its_neighbours(
     assert not (folder / "polypath.json").exists()
     assert not (folder / "model.safetensors").exists()
     assert (folder / "tokenizer.json").read_text() == "{}"
+    assert (folder / "optimizer.pt").exists()
     assert (folder / "notes" / "config.json").read_text() == "mine"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 

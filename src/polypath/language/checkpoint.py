@@ -34,7 +34,7 @@ from polypath.routing import MoE, routed_layers
 
 VERSION = 1
 DESCRIPTION = "polypath.json"
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "*.bin", "*.pt", "*.pth")
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 OWN = ("config.json", "generation_config.json", DESCRIPTION, *WEIGHTS)
 
 
@@ -59,7 +59,8 @@ def save_pretrained(
     if not is_main_process:
         return
     decoder = decoder_of(model)
-    layers = {index: _described(o) for index, o in sorted(decoder.host.origins.items())}
+    origins = decoder.host.origins
+    layers = {index: _described(origins.get(index)) for index in decoder.routed()}
     plain = all(layer == "adopted" for layer in layers.values())
     state = dict(model.state_dict() if state_dict is None else state_dict)
     if plain:
@@ -219,33 +220,35 @@ def _read_config(folder: Path) -> PretrainedConfig:
     values = read_json(path)
     if not isinstance(values, dict) or "architectures" not in values:
         raise InputError(f"{path}: it does not name the model's `architectures`")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: {_line(error)}") from error
+    with _in_one_line(path):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _kind(config: PretrainedConfig) -> type[PreTrainedModel]:
+def _kind(folder: Path, config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class of the model that a configuration is for."""
     name = (config.architectures or ["none"])[0]
     kind = getattr(transformers, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise InputError(f"config.json: transformers has no model {name!r}")
+    known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    if kind is None or not known or not isinstance(config, kind.config_class):
+        raise InputError(
+            f"{folder / 'config.json'}: transformers has no {config.model_type} model {name!r}"
+        )
     return kind
 
 
 def _read_plain(folder: Path, config: PretrainedConfig, shapes: Shapes) -> PreTrainedModel:
     check_experts(shapes, folder)
-    try:
-        model, info = _kind(config).from_pretrained(
+    kind = _kind(folder, config)
+    with _in_one_line(folder):
+        model, info = kind.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             dtype="auto",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told below, in one line
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{folder}: transformers cannot load it: {_line(error)}") from error
     for problem in ("missing", "unexpected"):
         if names := info[f"{problem}_keys"]:
             raise InputError(f"{folder}: {problem} tensors: {_some(set(names))}")
@@ -260,10 +263,12 @@ def _read_described(
     folder: Path, config: PretrainedConfig, shapes: Shapes, routed: Make | None
 ) -> PreTrainedModel:
     layers = _read_description(folder / DESCRIPTION, routed)
-    try:
-        model = _blank(_kind(config), config, layers, routed)
-    except InputError as error:
-        raise InputError(f"{folder / DESCRIPTION}: {error}") from error
+    kind = _kind(folder, config)
+    with _in_one_line(folder / "config.json"):
+        try:
+            model = _blank(kind, config, layers, routed)
+        except InputError as error:
+            raise InputError(f"{folder / DESCRIPTION}: {error}") from error
     # A file holds one name of the parameters that have several.
     tied: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -299,8 +304,16 @@ def _read_description(path: Path, routed: Make | None) -> dict[int, Any]:
     return {int(index): layer for index, layer in layers.items()}
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+@contextmanager
+def _in_one_line(where: Path) -> Iterator[None]:
+    """Whatever transformers has to say about its files, as one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{where}: transformers refuses it: {told:.300}") from error
 
 
 @contextmanager

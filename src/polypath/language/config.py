@@ -80,9 +80,9 @@ class RoutedLayers:
         hints = get_type_hints(type(self))
         for f in fields(self):
             _check(f.name, getattr(self, f.name), hints[f.name])
-        if self.losses is None:
-            balanced = self.router != "top-k" or self.bias_rate is not None
-            object.__setattr__(self, "losses", {} if balanced else {"load_balance": 0.01})
+        balanced = self.router != "top-k" or self.bias_rate is not None
+        usual = {} if balanced else {"load_balance": 0.01}
+        object.__setattr__(self, "losses", dict(usual if self.losses is None else self.losses))
         self._check_losses()
         self._check_ranges()
         self._check_reads()

@@ -37,13 +37,13 @@ class Seat:
     """A routed layer's place in its host: it is told what the pass knows, and tells its routing.
 
     index: the layer; below: the nearest routed layer below it, or None.
-    scores: the host expects the weights of the chosen experts beside the layer's output.
+    pairs: the host expects the weights of the chosen experts beside the layer's output.
     """
 
-    def __init__(self, index: int, below: int | None, scores: bool) -> None:
+    def __init__(self, index: int, below: int | None, pairs: bool) -> None:
         self.index = index
         self.below = below
-        self.scores = scores
+        self.pairs = pairs
         self._pass: Pass | None = None
 
     def before_attention(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple:
@@ -67,7 +67,7 @@ class Seat:
         if self._pass is not None:
             self._pass.routings[self.index] = routing
         self._pass = None
-        return (y, routing.weights) if self.scores else y
+        return (y, routing.weights) if self.pairs else y
 
 
 def connect(decoder: Decoder) -> None:
@@ -82,7 +82,7 @@ def connect(decoder: Decoder) -> None:
         if index not in routed:
             handles.append(attention.register_forward_pre_hook(drop_pass, with_kwargs=True))
             continue
-        seat, layer = Seat(index, below, decoder.family.scores), routed[index]
+        seat, layer = Seat(index, below, decoder.family.pairs), routed[index]
         below = index
         handles += [
             attention.register_forward_pre_hook(seat.before_attention, with_kwargs=True),

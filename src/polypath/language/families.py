@@ -32,14 +32,14 @@ class Family:
 
     layers: the decoder's list of layers. attention, mlp: modules of a layer.
     width: from the configuration to the width of a feed-forward layer, or of an expert.
-    scores: the host expects a pair of its routed layers, (y, weights of the chosen experts).
+    pairs: the host expects (y, weights of the chosen experts) of its routed layers, not y alone.
     """
 
     layers: str = "layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
     width: Callable[[Any], int] = _intermediate_size
-    scores: bool = False
+    pairs: bool = False
 
 
 FAMILIES: dict[str, Family] = {
@@ -53,7 +53,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family(),
     "qwen3_moe": Family(width=_moe_intermediate_size),
     "deepseek_v3": Family(width=_moe_intermediate_size),
-    "gpt_oss": Family(scores=True),
+    "gpt_oss": Family(pairs=True),
 }
 
 

@@ -45,19 +45,19 @@ def adopt_layers(decoder: Decoder, indices: Iterable[int]) -> None:
 
 def release_layers(decoder: Decoder) -> list[int]:
     """Put the native blocks of all adopted layers back; their indices."""
-    adopted = {i: o for i, o in decoder.host.origins.items() if isinstance(o, Native)}
-    layers = decoder.routed()
+    layers, origins = decoder.routed(), decoder.host.origins
+    adopted = {i: o for i in layers if isinstance(o := origins.get(i), Native)}
     for index, native in adopted.items():
         native.check(layers[index])
     for index, native in adopted.items():
         decoder.put(index, release(layers[index], native))
-        del decoder.host.origins[index]
+        del origins[index]
     connect(decoder)
     return list(adopted)
 
 
 def _built(decoder: Decoder, routed: RoutedLayers | Make, index: int) -> MoE:
-    """A new routed layer with the dtype and device of what it replaces."""
+    """A new routed layer with the dtype and device of the attention before it."""
     if isinstance(routed, RoutedLayers):
         config = decoder.module.config
         layer = routed.build(config.hidden_size, decoder.family.width(config))
@@ -68,5 +68,5 @@ def _built(decoder: Decoder, routed: RoutedLayers | Make, index: int) -> MoE:
                 f"attach: the function made a {type(layer).__name__} for layer {index}; "
                 "a polypath.MoE is right"
             )
-    old = next(decoder.mlp(index).parameters())
-    return layer.to(old.device, old.dtype).train(decoder.mlp(index).training)
+    beside = next(decoder.attention(index).parameters())
+    return layer.to(beside.device, beside.dtype).train(decoder.mlp(index).training)
