@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from polypath.errors import unknown
 from polypath.experts.activations import ACTIVATIONS, Activation
-from polypath.routing.dispatch import Linear, Network, Weights, dispatch
+from polypath.routing.dispatch import Linear, StreamedNetwork, Weights, dispatch
+from polypath.routing.dispatch.pieces import Memory, Piece
 from polypath.routing.record import Routing
 
 Kind = Literal["swiglu", "geglu", "gelu", "relu2"]
 
 
 @dataclass(frozen=True)
-class FeedForward(Network):
+class FeedForward(StreamedNetwork):
     """down(activation(up x)), where up gives the gates too if the activation has any.
 
     Weights, in order: gate_up (2F, D) or up (F, D), its bias, down (D, F), its bias; a bias may be
@@ -29,7 +30,63 @@ class FeedForward(Network):
 
     def equation(self, rows: Tensor, weights: Weights, linear: Linear) -> Tensor:
         w_in, b_in, w_out, b_out = weights
-        return linear(self.activation.forward(linear(rows, w_in, b_in)), w_out, b_out)
+        return linear(self.activation(linear(rows, w_in, b_in)), w_out, b_out)
+
+    def kept_width(self, weights: Weights) -> int:
+        return weights[0].shape[1]
+
+    def forward(
+        self,
+        piece: Piece,
+        rows: Tensor,
+        gates: Tensor,
+        kept: Tensor,
+        weights: Weights,
+        memory: Memory,
+    ) -> Tensor:
+        w_in, b_in, w_out, b_out = weights
+        value = memory.take("value", piece, kept.shape[1] // self.activation.width)
+        self.activation.forward(piece.linear(rows, w_in, b_in, out=kept), out=value)
+        if b_out is None:  # the narrower place for the gates
+            return piece.linear(value.mul_(gates), w_out, None, out=rows)
+        return piece.linear(value, w_out, b_out, out=rows).mul_(gates)
+
+    def backward(
+        self,
+        piece: Piece,
+        grad: Tensor,
+        rows: Tensor,
+        gates: Tensor,
+        kept: Tensor,
+        weights: Weights,
+        grads: Weights,
+        memory: Memory,
+        rows_wanted: bool,
+    ) -> tuple[Tensor, Tensor]:
+        w_in, _, w_out, b_out = weights
+        w_in_grad, b_in_grad, w_out_grad, b_out_grad = grads
+        hidden_grad = memory.take("hidden_grad", piece, kept.shape[1])
+        value, value_grad = (
+            memory.take(name, piece, kept.shape[1] // self.activation.width)
+            for name in ("value", "value_grad")
+        )
+        piece.input_grad(grad, w_out, out=value_grad)
+        self.activation.backward(value_grad, kept, out=value, hidden_grad=hidden_grad)
+        # gate · (W value + b): to its gate, an expert's last bias is a weight of one column.
+        gates_grad = value_grad.mul_(value).sum(1, keepdim=True)
+        if b_out is not None:
+            columns = {e: b_out[e].unsqueeze(1) for e in piece.experts}
+            gates_grad += piece.input_grad(grad, columns, out=torch.empty_like(gates_grad))
+        if b_out_grad is not None:
+            columns = {e: b_out_grad[e].unsqueeze(1) for e in piece.experts}
+            piece.add_weight_grad(grad, gates, columns)
+        piece.add_weight_grad(grad, value.mul_(gates), w_out_grad)
+        hidden_grad.mul_(gates)
+        piece.add_bias_grad(hidden_grad, b_in_grad)
+        piece.add_weight_grad(hidden_grad, rows, w_in_grad)
+        if rows_wanted:
+            piece.input_grad(hidden_grad, w_in, out=grad)
+        return grad, gates_grad
 
 
 class FeedForwardExperts(nn.Module):
@@ -42,6 +99,10 @@ class FeedForwardExperts(nn.Module):
     transposed: the weights are stored as (E, D, 2F) and (E, F, D), as in gpt-oss.
     engine: see `dispatch`.
     """
+
+    network: FeedForward
+    down_proj: nn.Parameter
+    down_proj_bias: nn.Parameter | None
 
     def __init__(
         self,

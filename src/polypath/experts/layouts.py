@@ -71,27 +71,27 @@ class Projection:
     bias: Cut | None
 
 
-Bank = dict[tuple[int, str], Projection]
+Bank = list[dict[str, Projection]]
+"""The projections of each expert of a bank, by name."""
 
 
 def banks(model: nn.Module) -> Iterator[tuple[str, Bank]]:
-    """The banks of experts of a model by their dotted names: (expert, projection) to Projection."""
+    """The banks of experts of a model by their dotted names."""
     for name, module in model.named_modules():
         listed = isinstance(module, nn.ModuleList | nn.ModuleDict)
         if listed and "expert" in name.rpartition(".")[2]:
-            bank = {
-                (expert, projection): place
-                for expert, network in enumerate(module.children())
-                for projection, place in linears(network).items()
-            }
+            bank = [linears(network) for network in module.children()]
         else:
             bank = _stacked(module)
-        if bank:
+        if any(bank):
             yield name, bank
 
 
 def linears(network: nn.Module) -> dict[str, Projection]:
-    """The linear maps of a network, by the field's names or by their own where it has none."""
+    """The linear maps of a network by the field's names, or their own where the field has none.
+
+    A network that is a linear map itself is called "linear".
+    """
     found = {}
     for path, module in network.named_modules():
         transposed = type(module).__name__ == "Conv1D"  # GPT-2's linear map
@@ -103,7 +103,7 @@ def linears(network: nn.Module) -> dict[str, Projection]:
         for projection, rows in _parts(name, fused, outs).items():
             weight = Cut(module, "weight", rows, transposed=transposed)
             bias = None if module.bias is None else Cut(module, "bias", rows)
-            found[projection or path] = Projection(weight, bias)
+            found[projection or path or "linear"] = Projection(weight, bias)
     return found
 
 
@@ -111,19 +111,20 @@ def _stacked(module: nn.Module) -> Bank:
     """The experts of a module whose parameters are stacked, (E, ...) each; none in another."""
     layout = _layout(module)
     if layout is None:
-        return {}
+        return []
     transposed, interleaved = layout
-    bank: Bank = {}
+    bank: Bank = []
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.dim() != 3:
             continue
+        bank = bank or [{} for _ in parameter]
         outs = parameter.shape[2 if transposed else 1]
         biased = getattr(module, f"{name}_bias", None) is not None
         for projection, rows in _parts(name, name == FUSED, outs, interleaved).items():
-            for expert in range(len(parameter)):
+            for expert, projections in enumerate(bank):
                 weight = Cut(module, name, rows, expert, transposed)
                 bias = Cut(module, f"{name}_bias", rows, expert) if biased else None
-                bank[expert, projection or name] = Projection(weight, bias)
+                projections[projection or name] = Projection(weight, bias)
     return bank
 
 

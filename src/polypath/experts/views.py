@@ -116,7 +116,7 @@ class ExpertViews:
         self._model = model
         for name, bank in banks(model):
             layer = _layer_of(model, name)
-            self._experts.setdefault(layer, {}).update(bank)
+            self._experts[layer] = bank
             self._add_neighbours(layer, name)
 
     def _add_neighbours(self, layer: str, bank: str) -> None:
@@ -129,7 +129,7 @@ class ExpertViews:
                 continue
             if "shared" in name:
                 for projection, place in linears(module).items():
-                    found = projection or name
+                    found = name if projection == "linear" else projection
                     shared[found] = ExpertView(layer, None, found, place)
             elif name == "gate" or "router" in name:
                 routers.update(module.state_dict(keep_vars=True))
@@ -140,29 +140,34 @@ class ExpertViews:
 
     def num_experts(self, layer: str | int) -> int:
         """How many experts a layer has."""
-        return 1 + max(expert for expert, _ in self._experts[self._layer(layer)])
+        return len(self._experts[self._layer(layer)])
 
-    def projections(self, layer: str | int) -> list[str]:
-        """The names of the projections in a layer."""
-        return list(dict.fromkeys(name for _, name in self._experts[self._layer(layer)]))
+    def projections(self, layer: str | int, expert: int = 0) -> list[str]:
+        """The names of an expert's projections; experts of one kind have the same."""
+        return list(self._expert(self._layer(layer), expert))
 
     def __getitem__(self, key: tuple[str | int, int, str]) -> ExpertView:
         """The view; raises InputError for a layer, an expert or a projection that is not there."""
         layer, expert, projection = self._layer(key[0]), key[1], key[2]
-        bank = self._experts[layer]
-        if (expert, projection) in bank:
-            return ExpertView(layer, expert, projection, bank[expert, projection])
-        if projection not in self.projections(layer):
-            raise unknown("projection", projection, self.projections(layer))
-        raise InputError(f"{layer} has experts 0 to {self.num_experts(layer) - 1}, not {expert}")
+        own = self._expert(layer, expert)
+        if projection not in own:
+            raise unknown("projection", projection, own)
+        return ExpertView(layer, expert, projection, own[projection])
 
     def __iter__(self) -> Iterator[ExpertView]:
         for layer, bank in self._experts.items():
-            for (expert, projection), place in bank.items():
-                yield ExpertView(layer, expert, projection, place)
+            for expert, own in enumerate(bank):
+                for projection, place in own.items():
+                    yield ExpertView(layer, expert, projection, place)
 
     def __len__(self) -> int:
-        return sum(len(bank) for bank in self._experts.values())
+        return sum(len(own) for bank in self._experts.values() for own in bank)
+
+    def _expert(self, layer: str, expert: int) -> dict[str, Projection]:
+        bank = self._experts[layer]
+        if not 0 <= expert < len(bank):
+            raise InputError(f"{layer} has experts 0 to {len(bank) - 1}, not {expert}")
+        return bank[expert]
 
     def _layer(self, key: str | int) -> str:
         if key in self._experts:
