@@ -13,6 +13,8 @@ from transformers import (
     JetMoeConfig,
     JetMoeForCausalLM,
     Llama4TextConfig,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     SwitchTransformersConfig,
     SwitchTransformersModel,
 )
@@ -23,9 +25,10 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.experts import ClampedSwiGLU, FeedForwardExperts
+from polypath.experts.mixed import ExpertList
 from polypath.experts.views import ExpertViews, experts_of
 from polypath.language import RoutedLayers, attach
-from polypath.routing import Routing, record, routed_layers
+from polypath.routing import MoE, Routing, TopKRouter, record, routed_layers
 
 Curve = Callable[[Tensor], Tensor]
 
@@ -163,6 +166,22 @@ def test_experts_in_lists(names: tuple[str, str, str]) -> None:
         torch.testing.assert_close(rebuilt(views, 1, expert, x, F.silu), network(x))
 
 
+def test_experts_of_different_kinds_side_by_side() -> None:
+    networks = [nn.Identity(), Apart("w1", "w3", "w2"), nn.Linear(6, 6)]
+    layer = MoE(TopKRouter(6, 3, 2), ExpertList(networks))
+    views = experts_of(layer)
+    assert views.layers == [""] and views.num_experts("") == 3
+    assert [views.projections("", expert) for expert in range(3)] == [
+        [],
+        ["gate", "up", "down"],
+        ["linear"],
+    ]
+    assert views["", 2, "linear"].parameter is networks[2].weight
+    assert views.coverage().share == 1
+    with pytest.raises(InputError, match="unknown projection 'gate'; known: linear"):
+        views["", 2, "gate"]
+
+
 def test_experts_of_gpt2s_transposed_linear_maps() -> None:
     config = tiny_model("GPT2").config
     model = nn.ModuleDict({"experts": nn.ModuleList(GPT2MLP(12, config) for _ in range(2))})
@@ -188,6 +207,22 @@ def test_experts_in_dictionaries() -> None:
         for expert, network in enumerate(model.get_submodule(layer).experts.children()):
             torch.testing.assert_close(rebuilt(views, layer, expert, x, F.relu), network(x))
         assert [t.shape for t in views.routers[layer].values()] == [(3, 8)]
+
+
+def test_a_family_that_is_no_host() -> None:
+    """Qwen2-MoE, whose shared expert has a gate of its own."""
+    config = Qwen2MoeConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, moe_intermediate_size=4, shared_expert_intermediate_size=4,
+        num_experts=3, num_experts_per_tok=1,
+    )  # fmt: skip
+    model = Qwen2MoeForCausalLM(config)
+    views, block, x = experts_of(model), model.model.layers[0].mlp, torch.randn(5, 8)
+    assert views.coverage().reached == sum(p.numel() for p in block.parameters())
+    assert views.shared[views.layers[0]]["shared_expert_gate"].parameter.shape == (1, 8)
+    for expert in range(3):
+        wanted = block.experts(x, torch.full((5, 1), expert), torch.ones(5, 1))
+        torch.testing.assert_close(rebuilt(views, 0, expert, x, F.silu), wanted)
 
 
 def test_stacked_experts_that_do_not_say_how_they_lie() -> None:
