@@ -64,7 +64,9 @@ def test_fronts_only_hand_names_on() -> None:
             case ast.Assign(targets=[ast.Name(id="__all__")]):
                 return True
             case (
-                ast.FunctionDef(name="__getattr__") | ast.Assign(targets=[ast.Name("__version__")])
+                ast.FunctionDef(name="__getattr__")
+                | ast.Assign(targets=[ast.Name("__version__")])
+                | ast.If(test=ast.Name("TYPE_CHECKING"))
             ):
                 return path == top
         return False

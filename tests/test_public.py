@@ -1,0 +1,56 @@
+"""The public names: what scripts of users may lean on, in one place."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import polypath
+
+PUBLIC = {
+    "polypath": """
+        ExpertList FeedForwardExperts InputError MoE RoutedLayers Routes Routing RoutingContext
+        TopKRouter attach detach experts_of from_pretrained given losses record replay routed_layers
+        save_pretrained update_biases whole_batch
+    """,
+    "polypath.routing": """
+        All AuxiliaryLoss CosineScorer Entropy ExpertChoice ExpertChoiceRouter HashRouter
+        Importance LinearScorer LoadBalance MoE NoisyLinearScorer Router RouterZ Routes Routing
+        RoutingContext SelectionBias SigmoidGate SoftRouter SoftmaxGate TopK TopKRouter UniformGate
+        current dispatch given losses record replay routed_layers update_biases whole_batch
+    """,
+    "polypath.experts": """
+        ClampedSwiGLU Coverage ExpertList ExpertView ExpertViews FeedForwardExperts SharedExpert
+        experts_of
+    """,
+    "polypath.language": """
+        BPETokenizer ByteTokenizer Corpus Document RoutedLayers Split Tokenizer Windows attach
+        bits_per_byte detach from_pretrained kinds_of python_kinds read_corpus read_tokenizer
+        save_pretrained text_kinds token_kinds
+    """,
+    "polypath.diagnosis": """
+        Specialisation between contingency imbalance mean_entropy membership
+        normalised_mutual_information shares specialisation transitions
+    """,
+}
+
+
+def test_the_public_names_are_these():
+    for module, names in PUBLIC.items():
+        assert sorted(import_module(module).__all__) == sorted(names.split()), module
+
+
+def test_every_public_name_is_there():
+    for module, names in PUBLIC.items():
+        for name in names.split():
+            assert getattr(import_module(module), name) is not None
+
+
+def test_top_names_are_those_of_the_rooms():
+    assert polypath.record is import_module("polypath.routing").record
+    assert polypath.experts_of is import_module("polypath.experts").experts_of
+
+
+def test_importing_the_package_imports_no_engine():
+    code = "import polypath, sys; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"
