@@ -166,6 +166,16 @@ def test_other_settings_of_deepseek(batch: dict[str, Tensor], changes: dict[str,
     torch.testing.assert_close(attach(model)(**batch).logits, before, rtol=1e-5, atol=1e-5)
 
 
+def test_the_clamp_of_gpt_oss_is_the_configs(batch: dict[str, Tensor]) -> None:
+    torch.manual_seed(1)
+    usual = tiny_model("GptOss")(**batch).logits
+    torch.manual_seed(1)
+    model = tiny_model("GptOss", swiglu_limit=0.2, swiglu_alpha=1.0)
+    before = model(**batch).logits
+    assert not torch.allclose(before, usual)
+    torch.testing.assert_close(attach(model)(**batch).logits, before, rtol=1e-5, atol=1e-5)
+
+
 def test_jitter_of_mixtral_draws_alike(batch: dict[str, Tensor]) -> None:
     model = tiny_model("Mixtral", router_jitter_noise=0.3)
     still = model(**batch).logits
