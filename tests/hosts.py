@@ -1,10 +1,16 @@
 """Tiny decoders with random weights, of every family that hosts routed layers."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from polypath.errors import InputError
+from polypath.language import from_pretrained
 
 VOCABULARY = 61
 NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -72,3 +78,16 @@ def tiny_model(kind: str, **changes: Any) -> PreTrainedModel:
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.3)
     return model.eval()
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Change values of a JSON object on disk."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(folder: Path, message: str) -> None:
+    """Check that reading the checkpoint gives one line that holds `message`."""
+    with pytest.raises(InputError) as caught:
+        from_pretrained(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -7,7 +7,6 @@ says what they are: {"version": 1, "layers": {"0": RoutedLayers | "adopted" | "f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,23 +16,29 @@ from types import MethodType
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from polypath.errors import InputError
-from polypath.language.adopt import Native, looks
+from polypath.language.adopt import looks
 from polypath.language.config import RoutedLayers
 from polypath.language.families import decoder_of
-from polypath.language.folders import former, replaced
+from polypath.language.folders import replaced
 from polypath.language.hosting import Make, adopt_layers, native_layers, place
-from polypath.language.shards import Shapes, check_experts, read_json, read_shapes, read_state
+from polypath.language.manifest import (
+    DESCRIPTION,
+    describe,
+    in_one_line,
+    model_class,
+    read_config,
+    read_description,
+    write_description,
+)
+from polypath.language.shards import Shapes, check_experts, read_shapes, read_state
 from polypath.routing import MoE, routed_layers
 
-VERSION = 1
-DESCRIPTION = "polypath.json"
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 OWN = ("config.json", "generation_config.json", DESCRIPTION, *WEIGHTS)
 
@@ -60,7 +65,7 @@ def save_pretrained(
         return
     decoder = decoder_of(model)
     origins = decoder.host.origins
-    layers = {index: _described(origins.get(index)) for index in decoder.routed()}
+    layers = {index: describe(origins.get(index)) for index in decoder.routed()}
     plain = all(layer == "adopted" for layer in layers.values())
     state = dict(model.state_dict() if state_dict is None else state_dict)
     if plain:
@@ -77,8 +82,7 @@ def save_pretrained(
             save_original_format=plain,
         )
         if not plain:
-            text = json.dumps({"version": VERSION, "layers": layers}, indent=1)
-            (draft / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            write_description(draft, layers)
 
 
 def from_pretrained(folder: str | Path, routed: Make | None = None) -> PreTrainedModel:
@@ -91,7 +95,7 @@ def from_pretrained(folder: str | Path, routed: Make | None = None) -> PreTraine
     missing, unexpected or broken, weights in a pickle, an unknown router, a newer version.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     shapes = read_shapes(folder)
     with _quiet():
         if (folder / DESCRIPTION).exists():
@@ -109,12 +113,6 @@ def save_here(model: PreTrainedModel) -> None:
     That of transformers would write routed layers under names that nothing reads again.
     """
     vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
-
-
-def _described(origin: Any) -> dict[str, Any] | str:
-    if isinstance(origin, RoutedLayers):
-        return origin.to_json()
-    return "adopted" if isinstance(origin, Native) else "function"
 
 
 def _is_own(name: str) -> bool:
@@ -208,38 +206,10 @@ def _blank(
     return model
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
-    if not folder.is_dir():
-        hint = ""
-        if former(folder).exists():
-            hint = f"; an interrupted save left what it held in {former(folder)}"
-        raise InputError(f"no folder {folder}{hint}")
-    path = folder / "config.json"
-    if not path.exists():
-        raise InputError(f"{folder} is not a checkpoint: it has no config.json")
-    values = read_json(path)
-    if not isinstance(values, dict) or "architectures" not in values:
-        raise InputError(f"{path}: it does not name the model's `architectures`")
-    with _in_one_line(path):
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _kind(folder: Path, config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class of the model that a configuration is for."""
-    name = (config.architectures or ["none"])[0]
-    kind = getattr(transformers, name, None)
-    known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
-    if kind is None or not known or not isinstance(config, kind.config_class):
-        raise InputError(
-            f"{folder / 'config.json'}: transformers has no {config.model_type} model {name!r}"
-        )
-    return kind
-
-
 def _read_plain(folder: Path, config: PretrainedConfig, shapes: Shapes) -> PreTrainedModel:
     check_experts(shapes, folder)
-    kind = _kind(folder, config)
-    with _in_one_line(folder):
+    kind = model_class(folder, config)
+    with in_one_line(folder):
         model, info = kind.from_pretrained(
             folder,
             local_files_only=True,
@@ -262,9 +232,9 @@ def _read_plain(folder: Path, config: PretrainedConfig, shapes: Shapes) -> PreTr
 def _read_described(
     folder: Path, config: PretrainedConfig, shapes: Shapes, routed: Make | None
 ) -> PreTrainedModel:
-    layers = _read_description(folder / DESCRIPTION, routed)
-    kind = _kind(folder, config)
-    with _in_one_line(folder / "config.json"):
+    layers = read_description(folder / DESCRIPTION, routed)
+    kind = model_class(folder, config)
+    with in_one_line(folder / "config.json"):
         try:
             model = _blank(kind, config, layers, routed)
         except InputError as error:
@@ -283,37 +253,6 @@ def _read_described(
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
-
-
-def _read_description(path: Path, routed: Make | None) -> dict[int, Any]:
-    """The layers that a `polypath.json` describes, by their index."""
-    values = read_json(path)
-    version = values.get("version") if isinstance(values, dict) else None
-    if version != VERSION:
-        raise InputError(f"{path} has version {version!r}; this polypath reads version {VERSION}")
-    layers = values.get("layers")
-    if not isinstance(layers, dict) or not all(index.isdigit() for index in layers):
-        raise InputError(f"{path}: its `layers` are not an object from indices to layers")
-    for index, layer in layers.items():
-        if layer == "function" and routed is None:
-            raise InputError(
-                f"{path}: a function made layer {index}; give it: from_pretrained(folder, routed)"
-            )
-        if not isinstance(layer, dict) and layer not in ("adopted", "function"):
-            raise InputError(f"{path}: layer {index} is {layer!r:.40}; an object is right")
-    return {int(index): layer for index, layer in layers.items()}
-
-
-@contextmanager
-def _in_one_line(where: Path) -> Iterator[None]:
-    """Whatever transformers has to say about its files, as one InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{where}: transformers refuses it: {told:.300}") from error
 
 
 @contextmanager

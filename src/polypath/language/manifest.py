@@ -1,0 +1,95 @@
+"""What a checkpoint folder says about its model: `config.json`, and `polypath.json` beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from polypath.errors import InputError
+from polypath.language.adopt import Native
+from polypath.language.config import RoutedLayers
+from polypath.language.folders import former
+from polypath.language.hosting import Make
+from polypath.language.shards import read_json
+
+VERSION = 1
+DESCRIPTION = "polypath.json"
+
+
+def describe(origin: Any) -> dict[str, Any] | str:
+    """A layer for `polypath.json`, from what a host knows of its origin."""
+    if isinstance(origin, RoutedLayers):
+        return origin.to_json()
+    return "adopted" if isinstance(origin, Native) else "function"
+
+
+def write_description(folder: Path, layers: Mapping[int, Any]) -> None:
+    """Write what the layers are, each as `describe` gives it."""
+    text = json.dumps({"version": VERSION, "layers": layers}, indent=1)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def read_description(path: Path, routed: Make | None) -> dict[int, Any]:
+    """The layers that a `polypath.json` describes, by their index."""
+    values = read_json(path)
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != VERSION:
+        raise InputError(f"{path} has version {version!r}; this polypath reads version {VERSION}")
+    layers = values.get("layers")
+    if not isinstance(layers, dict) or not all(index.isdigit() for index in layers):
+        raise InputError(f"{path}: its `layers` are not an object from indices to layers")
+    for index, layer in layers.items():
+        if layer == "function" and routed is None:
+            raise InputError(
+                f"{path}: a function made layer {index}; give it: from_pretrained(folder, routed)"
+            )
+        if not isinstance(layer, dict) and layer not in ("adopted", "function"):
+            raise InputError(f"{path}: layer {index} is {layer!r:.40}; an object is right")
+    return {int(index): layer for index, layer in layers.items()}
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration in a checkpoint folder; code in the folder is never run."""
+    if not folder.is_dir():
+        hint = ""
+        if former(folder).exists():
+            hint = f"; an interrupted save left what it held in {former(folder)}"
+        raise InputError(f"no folder {folder}{hint}")
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder} is not a checkpoint: it has no config.json")
+    values = read_json(path)
+    if not isinstance(values, dict) or "architectures" not in values:
+        raise InputError(f"{path}: it does not name the model's `architectures`")
+    with in_one_line(path):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def model_class(folder: Path, config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class of the model that a configuration is for."""
+    name = (config.architectures or ["none"])[0]
+    kind = getattr(transformers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+    if kind is None or not known or not isinstance(config, kind.config_class):
+        raise InputError(
+            f"{folder / 'config.json'}: transformers has no {config.model_type} model {name!r}"
+        )
+    return kind
+
+
+@contextmanager
+def in_one_line(where: Path) -> Iterator[None]:
+    """Whatever transformers has to say about its files, as one InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{where}: transformers refuses it: {told:.300}") from error
