@@ -234,6 +234,7 @@ def test_flow_and_heat_maps_answer_to_keys(browser, report, outcome) -> None:
         flow = page.locator(".flow")
         flow.locator("[tabindex='0']").focus()
         tip = page.locator("#tip")
+        assert tip.is_visible()
         assert tip.inner_text().startswith("layer 0, expert 0: ")
         assert flow.locator("path.through").count() == sum(
             count > 0 for count in outcome.figures[2].transitions[0][0]
@@ -243,7 +244,8 @@ def test_flow_and_heat_maps_answer_to_keys(browser, report, outcome) -> None:
         page.locator(".heat [tabindex='0']").first.focus()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowRight")
-        assert re.match(r"layer layer 1, expert 1: 0\.\d+", tip.inner_text())
+        assert tip.is_visible()
+        assert re.match(r"layer 1, expert 1: 0\.\d+", tip.inner_text())
         page.keyboard.press("Escape")
         assert not tip.is_visible()
 

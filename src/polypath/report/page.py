@@ -1,7 +1,7 @@
 """The page of a run: one HTML file that holds all it shows and opens offline.
 
 Charts are SVG that the templates write, with colours from CSS: next to plotly.js (4.8 MB) the page
-is a fiftieth in size, follows the colour scheme and prints without redrawing, and is text to
+is a tenth in size, follows the colour scheme and prints without redrawing, and is text to
 screen readers.
 """
 

@@ -42,7 +42,6 @@ def load_map(layers: Mapping[str, Routing], title: str = "Load per layer and exp
         columns=[str(expert) for expert in range(width)],
         values=[row + [None] * (width - len(row)) for row in values],
         x="expert",
-        y="layer",
         note=f"Share of the choices at a layer that fall on an expert.{level} "
         f"The busiest expert has {1 + worst:.2f} times the mean of its layer.",
     )

@@ -3,24 +3,31 @@
 {
   const tip = document.getElementById("tip");
 
-  const show = (target) => {
-    tip.textContent = target.dataset.tip;
-    tip.hidden = false;
-    const box = target.getBoundingClientRect();
+  let shown = null;
+
+  const place = () => {
+    if (!shown) return;
+    const box = shown.getBoundingClientRect();
     const left = box.left + box.width / 2 - tip.offsetWidth / 2;
     const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${Math.max(8, Math.min(left, room))}px`;
     const above = box.top - tip.offsetHeight - 8;
     tip.style.top = `${above > 0 ? above : box.bottom + 8}px`;
   };
-  const hide = () => { tip.hidden = true; };
+  const show = (target) => {
+    shown = target;
+    tip.hidden = !target;
+    tip.textContent = target?.dataset.tip;
+    place();
+  };
+  const hide = () => show(null);
   const tipped = (event) => event.target.closest?.("[data-tip]");
 
   for (const kind of ["pointerover", "focusin"]) {
-    document.addEventListener(kind, (event) => (tipped(event) ? show(tipped(event)) : hide()));
+    document.addEventListener(kind, (event) => show(tipped(event)));
   }
   document.addEventListener("focusout", hide);
-  document.addEventListener("scroll", hide, { capture: true, passive: true });
+  document.addEventListener("scroll", place, { capture: true, passive: true });
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
 
   const DIRECTIONS = {
