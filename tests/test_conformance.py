@@ -8,6 +8,7 @@ To enter a router, add a row to ROUTERS; to enter a bank of experts, add one to 
   EXPERTS experts, and may choose as it likes; a bank has EXPERTS experts, DIM → DIM.
 - `context` gives what it reads beside the things, as fields of RoutingContext for T things.
 - `per_thing=False` says that a thing's result depends on the things beside it.
+- `double=False` says that it does not compute in float64, and says so itself.
 - `idle` names parameters that are not to get a gradient, and the row says why.
 
 Rows of both lists are joined to routed layers: each router with the first bank and each bank with
@@ -27,7 +28,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polypath.experts import FeedForwardExperts
+from polypath.errors import InputError
+from polypath.experts import ClampedSwiGLU, ExpertList, FeedForwardExperts, SharedExpert
+from polypath.experts.activations import Activation
 from polypath.routing import (
     Entropy,
     ExpertChoiceRouter,
@@ -70,6 +73,7 @@ class Row:
     make: Callable[[], nn.Module]
     context: Callable[[int], dict[str, Any]] = nothing
     per_thing: bool = True
+    double: bool = True
     idle: frozenset[str] = frozenset()
 
 
@@ -97,12 +101,28 @@ ROUTERS = [
     Row("hash", lambda: HashRouter(EXPERTS, 2), context=tokens),
 ]
 
+
+def different() -> ExpertList:
+    """Networks of different kinds and depths side by side."""
+    deep = nn.Sequential(nn.Linear(DIM, 5), nn.Tanh(), nn.Linear(5, DIM))
+    linear, normed = nn.Linear(DIM, DIM), nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, DIM))
+    return ExpertList([deep, linear, normed, SharedExpert(DIM, 6)])
+
+
+def feedforward(kind: str | Activation = "swiglu", **options: Any) -> Callable[[], nn.Module]:
+    return lambda: FeedForwardExperts(EXPERTS, DIM, 6, kind, **options)
+
+
 BANKS = [
-    Row("swiglu", lambda: FeedForwardExperts(EXPERTS, DIM, 6)),
-    Row("geglu", lambda: FeedForwardExperts(EXPERTS, DIM, 6, "geglu", bias=True)),
-    Row("gelu", lambda: FeedForwardExperts(EXPERTS, DIM, 6, "gelu")),
-    Row("relu2", lambda: FeedForwardExperts(EXPERTS, DIM, 6, "relu2", bias=True)),
-    Row("transposed", lambda: FeedForwardExperts(EXPERTS, DIM, 6, transposed=True)),
+    Row("swiglu", feedforward()),
+    Row("geglu", feedforward("geglu", bias=True)),
+    Row("gelu", feedforward("gelu")),
+    Row("relu2", feedforward("relu2", bias=True)),
+    Row("gpt-oss", feedforward(ClampedSwiGLU(), bias=True, transposed=True)),
+    Row("reference", feedforward(bias=True, engine="reference")),
+    Row("stream", feedforward(bias=True, engine="stream")),
+    Row("grouped", feedforward(bias=True, engine="grouped"), double=False),
+    Row("different", different),
 ]
 
 
@@ -114,6 +134,7 @@ class System:
     make: Callable[[], nn.Module]
     context: Callable[[int], dict[str, Any]] = nothing
     per_thing: bool = True
+    double: bool = True
     idle: frozenset[str] = frozenset()
 
     def seeded(self, seed: int = 0) -> nn.Module:
@@ -132,6 +153,7 @@ def layer(router: Row, bank: Row) -> System:
         lambda: MoE(router.make(), bank.make()),
         lambda things: router.context(things) | bank.context(things),
         router.per_thing and bank.per_thing,
+        router.double and bank.double,
         frozenset({f"router.{n}" for n in router.idle} | {f"experts.{n}" for n in bank.idle}),
     )
 
@@ -163,6 +185,10 @@ every_system = pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: sys
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_routings_are_whole(system: System, number: int, dtype: torch.dtype) -> None:
     module = stirred(system.seeded()).to(dtype)
+    if dtype == torch.float64 and not system.double:
+        with pytest.raises(InputError, match="float64"):
+            system.run(module, things(number, dtype))
+        return
     with record(module) as routes:
         y = system.run(module, things(number, dtype))
     assert y.dtype == dtype
@@ -326,16 +352,27 @@ def test_half_precision_goes_the_same_way(system: System) -> None:
 def test_pairs(router: Row, bank: Row) -> None:
     """Every router with every bank is the weighted sum of the bank's experts, each asked alone."""
     system = layer(router, bank)
-    module, x = stirred(system.seeded()).double(), things(dtype=torch.float64)
+    dtype = torch.float64 if system.double else torch.float32
+    module, x = stirred(system.seeded()).to(dtype), things(dtype=dtype)
     y = system.run(module, x)
     routing, expected = module.last, torch.zeros_like(x)
     for e in range(EXPERTS):
         everything = torch.full((THINGS, 1), e)
-        only = Routing(routing.scores, everything, torch.ones(THINGS, 1, dtype=torch.float64))
+        only = Routing(routing.scores, everything, torch.ones(THINGS, 1, dtype=dtype))
         with given(**system.context(THINGS)):
             alone = module.experts(x, only)
         expected += (routing.weights * (routing.experts == e)).sum(-1, keepdim=True) * alone
-    torch.testing.assert_close(y, expected)
+    tolerance = 1e-9 if system.double else 1e-4
+    torch.testing.assert_close(y, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("bank", BANKS, ids=lambda bank: bank.name)
+@pytest.mark.parametrize("number", [EXPERTS - 1, EXPERTS + 1])
+def test_banks_refuse_routings_over_other_experts(bank: Row, number: int) -> None:
+    x = things()
+    routing = SoftRouter(DIM, number)(x)
+    with pytest.raises(InputError, match=f"{number} experts .* {EXPERTS}"):
+        bank.make()(x, routing)
 
 
 def test_names_are_unique() -> None:

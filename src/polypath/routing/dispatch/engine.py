@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from polypath.errors import unknown
+from polypath.errors import InputError, unknown
 from polypath.routing.dispatch.grouped import grouped
 from polypath.routing.dispatch.network import Network, Weights
 from polypath.routing.dispatch.plan import plan
@@ -36,12 +36,19 @@ def dispatch(
     engine: "reference", "stream" or "grouped"; by default what the environment variable
         POLYPATH_ENGINE names, or else the fastest that fits (see `choose`).
     Experts that get nothing cost nothing. But for rounding, every engine gives the same result.
-    Raises InputError for an engine that is unknown or does not fit.
+    Raises InputError for an engine that is unknown or does not fit, and for a routing over other
+    experts than the bank's.
     """
+    num_experts = routing.num_experts
+    sizes = {len(weight) for weight in weights if weight is not None}
+    if sizes - {num_experts}:
+        raise InputError(
+            f"a routing over {num_experts} experts for a bank of {', '.join(map(str, sizes))}"
+        )
     name = engine or os.environ.get("POLYPATH_ENGINE") or choose(x, network)
     if name not in ENGINES:
         raise unknown("dispatch engine", name, ENGINES)
-    order = plan(routing.experts, routing.num_experts)
+    order = plan(routing.experts, num_experts)
     return ENGINES[name](x, routing.weights, order, network, weights)
 
 
