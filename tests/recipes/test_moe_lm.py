@@ -116,3 +116,25 @@ def test_text_of_the_users_own(tmp_path, shakespeare):
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     kinds = next(f for f in outcome["figures"] if "chosen for" in f["title"])
     assert "capitalised" in json.dumps(kinds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--shard-experts", "--accumulate", "2"]])
+def test_two_ranks_train_as_one_process_does(unbroken, tmp_path, options):
+    folder = tmp_path / "ranks"
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    asked = [sys.executable, *ranks, "-m", "polypath", "run", "moe-lm", *TINY, *options]
+    done = subprocess.run(
+        [*asked, "--device", "cpu", "--out", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, together = (
+        {(m["arm"], m["step"], m["split"]): m["loss"] for m in numbers(run)[1]}
+        for run in (unbroken, folder)
+    )
+    assert alone.keys() == together.keys()
+    for place, loss in alone.items():
+        assert together[place] == pytest.approx(loss, rel=2e-4), place
