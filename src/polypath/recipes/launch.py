@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from polypath.errors import InputError, unknown
+from polypath.plain import decode
 from polypath.recipes.show import print_outcome
 from polypath.report.page import render
 from polypath.training import distribution
@@ -22,38 +23,12 @@ def preset(name: str, recipe: ModuleType, chosen: str | None, resumed: Path | No
         run = Run.open(resumed)
         if run.recipe != name:
             raise InputError(f"{resumed} is a run of {run.recipe}, not of {name}")
-        return stored_config(recipe.Config, run)
+        return decode(recipe.Config, run.config, f"{resumed / 'config.yaml'}: config")
     if chosen is None:
         return recipe.Config()
     if chosen not in recipe.PRESETS:
         raise unknown(f"preset of {name}", chosen, recipe.PRESETS)
     return replace(recipe.Config(), **recipe.PRESETS[chosen])
-
-
-def stored_config(kind: type, run: Run) -> Any:
-    """The Config that a run folder holds; raises InputError for a field that does not fit."""
-    hints = get_type_hints(kind)
-    where = run.folder / "config.yaml"
-    for name in run.config.keys() - hints.keys():
-        raise InputError(f"{where}: {unknown('field', name, hints)}")
-    for field in fields(kind):
-        if field.name not in run.config:
-            raise InputError(f"{where}: the field {field.name!r} is missing")
-    return kind(**{n: _fitted(v, hints[n], f"{where}: {n}") for n, v in run.config.items()})
-
-
-def _fitted(value: Any, hint: Any, where: str) -> Any:
-    """The stored value as its field's type has it."""
-    kinds = get_args(hint) or (hint,)
-    if isinstance(value, str) and Path in kinds:
-        return Path(value)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    fits = any(type(value) is kind if isinstance(kind, type) else value == kind for kind in kinds)
-    if not fits:
-        wanted = getattr(hint, "__name__", str(hint))
-        raise InputError(f"{where} is {value!r}; {wanted} is needed")
-    return value
 
 
 def launch(

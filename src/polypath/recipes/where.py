@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from polypath.diagnosis import specialisation
+from polypath.files import replace_file
 from polypath.recipes.arms import Part, kept_text, routes_on, trained
 from polypath.report import Figure, Table
 from polypath.report.routes import Text as Words
 from polypath.report.routes import explorer, flow, kind_maps, kind_table, load_map
 from polypath.routing import Routes, Routing
 from polypath.training import distribution
-from polypath.training.files import replace_file
 from polypath.training.text import Text
 
 PASSAGES = 3

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polypath.errors import InputError
+from polypath.files import replace_text
+from polypath.plain import decode, encode
 from polypath.report.figures import Figure
-from polypath.report.plain import decode, encode
-from polypath.training.files import replace_text
 
 Held = bool | Literal["undecided"]
 Cell = str | float | int | bool | None

@@ -16,11 +16,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from polypath.files import replace_text
+from polypath.plain import encode
 from polypath.report.drawing import plots, shades, stream
 from polypath.report.figures import Curves, Explorer, Figure, Flow, HeatMap, HeatMaps, Passage
 from polypath.report.outcome import Outcome
 from polypath.report.palette import DISTINCT, palette
-from polypath.report.plain import encode
 from polypath.report.wording import (
     aligned,
     duration,
@@ -31,7 +32,6 @@ from polypath.report.wording import (
     visible,
     word,
 )
-from polypath.training.files import replace_text
 
 STYLES = ("page.css", "figures.css", "explorer.css")
 SCRIPTS = ("tips.js", "views.js", "curves.js", "flow.js", "explorer.js")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from polypath.errors import InputError
-from polypath.training.files import replace_file
+from polypath.files import replace_file
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

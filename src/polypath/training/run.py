@@ -9,14 +9,15 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from polypath.errors import InputError
-from polypath.training.files import disk_errors, replace_text
+from polypath.files import disk_errors, replace_text
+from polypath.plain import encode
 
 VERSION = 1
 
@@ -41,7 +42,7 @@ class Run:
             raise InputError(
                 f"{folder} exists and is not empty; choose another --out, or --resume it"
             )
-        values = plain(config)
+        values = encode(config)
         with disk_errors(folder):
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         stored = {"recipe": recipe, "version": VERSION, "config": values}
@@ -109,12 +110,6 @@ class Run:
         with disk_errors(path), path.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A Config dataclass as values that YAML can hold."""
-    values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
-    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
 
 def new_folder(recipe: str, root: Path = Path("runs")) -> Path:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from polypath.files import replace_file
 from polypath.language.corpus import Corpus
 from polypath.language.kinds import kinds_of, token_kinds
 from polypath.language.tokens import (
@@ -20,7 +21,6 @@ from polypath.language.tokens import (
     read_tokenizer,
 )
 from polypath.training.checkpoint import load_state, save_state
-from polypath.training.files import replace_file
 
 # A tokenizer does not get better by more text than this, only slower to train.
 ENOUGH_FOR_MERGES = 1_000_000

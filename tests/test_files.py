@@ -3,7 +3,7 @@ import os
 import pytest
 
 from polypath.errors import InputError
-from polypath.training.files import replace_file, replace_text
+from polypath.files import replace_file, replace_text
 
 
 def test_replaces_a_whole_file(tmp_path):

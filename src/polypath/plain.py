@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from polypath.errors import InputError, unknown
 
-_NAMES = {str: "text", float: "a number", int: "a whole number", bool: "true or false"}
+_NAMES = {
+    str: "text",
+    Path: "a path",
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 def encode(value: Any) -> Any:
-    """Dicts, lists, strings and numbers for JSON; numbers that are not finite become None."""
+    """Dicts, lists, strings and numbers; paths as strings, numbers that are not finite as None."""
     if is_dataclass(value):
         return {f.name: encode(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -23,7 +30,7 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def decode(hint: Any, value: Any, where: str) -> Any:
@@ -86,7 +93,11 @@ def _object(kind: Any, value: Mapping[str, Any], where: str) -> Any:
 
 
 def _plain(kind: type, value: Any, where: str) -> Any:
-    if type(value) is kind or (kind is float and type(value) is int):
+    if type(value) is kind:
         return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is Path and type(value) is str:
+        return Path(value)
     expected = "null" if kind is NoneType else _NAMES[kind]
     raise InputError(f"{where}: expected {expected}, not {value!r:.60}")
