@@ -38,7 +38,7 @@ from polypath.experts import FeedForwardExperts
 from polypath.routing import MoE, TopKRouter
 
 OURS = "polypath"
-ENGINES = ("reference", "stream")
+ENGINES = ("stream", "grouped", "reference")
 PEERS = {
     "olmoe": (OlmoeConfig, OlmoeSparseMoeBlock),
     "mixtral": (MixtralConfig, MixtralSparseMoeBlock),

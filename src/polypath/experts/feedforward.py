@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from polypath.errors import unknown
 from polypath.experts.activations import ACTIVATIONS, Activation
 from polypath.routing.dispatch import Linear, StreamedNetwork, Weights, dispatch
-from polypath.routing.dispatch.pieces import Memory, Piece
+from polypath.routing.dispatch.memory import Memory
+from polypath.routing.dispatch.pieces import Piece
 from polypath.routing.record import Routing
 
 Kind = Literal["swiglu", "geglu", "gelu", "relu2"]
@@ -45,7 +46,7 @@ class FeedForward(StreamedNetwork):
         memory: Memory,
     ) -> Tensor:
         w_in, b_in, w_out, b_out = weights
-        value = memory.take("value", piece, kept.shape[1] // self.activation.width)
+        value = memory.take("value", len(piece), kept.shape[1] // self.activation.width)
         self.activation.forward(piece.linear(rows, w_in, b_in, out=kept), out=value)
         if b_out is None:  # the narrower place for the gates
             return piece.linear(value.mul_(gates), w_out, None, out=rows)
@@ -65,9 +66,9 @@ class FeedForward(StreamedNetwork):
     ) -> tuple[Tensor, Tensor]:
         w_in, _, w_out, b_out = weights
         w_in_grad, b_in_grad, w_out_grad, b_out_grad = grads
-        hidden_grad = memory.take("hidden_grad", piece, kept.shape[1])
+        hidden_grad = memory.take("hidden_grad", len(piece), kept.shape[1])
         value, value_grad = (
-            memory.take(name, piece, kept.shape[1] // self.activation.width)
+            memory.take(name, len(piece), kept.shape[1] // self.activation.width)
             for name in ("value", "value_grad")
         )
         piece.input_grad(grad, w_out, out=value_grad)

@@ -1,10 +1,9 @@
 import itertools
 
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypath.routing.dispatch.pieces import Memory, Piece, cut
+from polypath.routing.dispatch.pieces import cut
 
 counts = st.lists(st.integers(0, 40), max_size=12)
 
@@ -37,14 +36,3 @@ def test_only_later_parts_of_an_expert_resume_it(counts, rows):
         assert piece.resumed == (piece.experts[0] in begun)
         assert not piece.resumed or len(piece.experts) == 1
         begun.update(piece.experts)
-
-
-def test_memory_is_shared_by_name():
-    memory = Memory(torch.zeros(0, dtype=torch.float64), rows=5)
-    small, large = Piece(0, 2, [0], [2]), Piece(2, 7, [1], [5])
-    first = memory.take("a", small, 3)
-    again = memory.take("a", large, 3)
-    assert first.shape == (2, 3)
-    assert again.shape == (5, 3)
-    assert first.data_ptr() == again.data_ptr()
-    assert memory.take("b", small, 3).data_ptr() != first.data_ptr()

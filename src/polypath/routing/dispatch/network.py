@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from polypath.routing.dispatch.pieces import Memory, Piece
+from polypath.routing.dispatch.memory import Memory
+from polypath.routing.dispatch.pieces import Piece
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """rows (R, in), weight (out, in) or (E, out, in), bias (out,) or (E, out) or None, to (R, out)."""

@@ -12,21 +12,6 @@ Views = Sequence[Tensor] | Mapping[int, Tensor]
 """One view per expert of a stacked tensor, by the expert's number."""
 
 
-class Memory:
-    """Buffers for the rows of one piece, used by all pieces in turn, so that they stay in cache."""
-
-    def __init__(self, like: Tensor, rows: int) -> None:
-        self._like = like
-        self._rows = rows
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, piece: Piece, width: int) -> Tensor:
-        """(R, width), with whatever was there before."""
-        if name not in self._buffers:
-            self._buffers[name] = self._like.new_empty(self._rows, width)
-        return self._buffers[name][: len(piece)]
-
-
 @dataclass(frozen=True)
 class Piece:
     """Rows start to stop of a plan: all rows of some experts, or a part of one expert's rows.

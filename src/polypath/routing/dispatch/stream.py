@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from polypath.errors import InputError
+from polypath.routing.dispatch.memory import Memory, on_huge_pages
 from polypath.routing.dispatch.network import Network, StreamedNetwork, Weights
-from polypath.routing.dispatch.pieces import Memory, Piece, Views, cut
+from polypath.routing.dispatch.pieces import Piece, Views, cut
 from polypath.routing.dispatch.plan import Plan
 
 PIECE = 3 << 20
@@ -87,14 +88,14 @@ def _forward(
     width = network.kept_width(weights)
     pieces = _pieces(plan, x, width)
     memory = Memory(x, max(map(len, pieces), default=0))
-    kept = x.new_empty(len(plan.slots), width) if keep else None
+    kept = on_huge_pages(x.new_empty(len(plan.slots), width)) if keep else None
     y = torch.zeros_like(x, dtype=_wide(x.dtype))
     sorted_gates = _sorted_gates(gates, plan, x.dtype)
     for piece in pieces:
         part = slice(piece.start, piece.stop)
         things = plan.things[part]
-        rows = torch.index_select(x, 0, things, out=memory.take("rows", piece, x.shape[1]))
-        own_kept = memory.take("kept", piece, width) if kept is None else kept[part]
+        rows = torch.index_select(x, 0, things, out=memory.take("rows", len(piece), x.shape[1]))
+        own_kept = memory.take("kept", len(piece), width) if kept is None else kept[part]
         served = network.forward(piece, rows, sorted_gates[part], own_kept, views, memory)
         y.index_add_(0, things, served.to(y.dtype))
     return y.to(x.dtype), kept
@@ -123,8 +124,8 @@ def _backward(
         things = plan.things[part]
         rows_grad, own_gates_grad = network.backward(
             piece,
-            torch.index_select(grad, 0, things, out=memory.take("grad", piece, x.shape[1])),
-            torch.index_select(x, 0, things, out=memory.take("rows", piece, x.shape[1])),
+            torch.index_select(grad, 0, things, out=memory.take("grad", len(piece), x.shape[1])),
+            torch.index_select(x, 0, things, out=memory.take("rows", len(piece), x.shape[1])),
             sorted_gates[part],
             kept[part],
             views,
@@ -140,7 +141,7 @@ def _backward(
 
 def _gradient(weight: Tensor, plan: Plan) -> Tensor:
     """Memory for a stacked weight's gradient, zero for experts without rows."""
-    grad = torch.empty_like(weight)
+    grad = on_huge_pages(torch.empty_like(weight))
     for expert, count in enumerate(plan.sizes):
         if count == 0:
             grad[expert].zero_()
