@@ -19,6 +19,14 @@ def _chosen(values: Tensor, experts: Tensor, empty: float) -> Tensor:
     return picked.masked_fill(experts < 0, empty)
 
 
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax of each row."""
+    # Torch's is slow on rows that do not fill a CPU's vector of 16 floats; many at a time it is not.
+    if scores.is_cpu and scores.shape[1] < 16:
+        return scores.T.softmax(0).T
+    return scores.softmax(-1)
+
+
 class Gate(Protocol):
     """What a router asks of its gate; a gate is an nn.Module that answers both.
 
@@ -47,7 +55,7 @@ class SoftmaxGate(nn.Module):
         self.scale = scale
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        return scores.softmax(-1)
+        return _softmax(scores)
 
     def weights(self, scores: Tensor, probabilities: Tensor, experts: Tensor) -> Tensor:
         if self.over == "all":
@@ -55,7 +63,7 @@ class SoftmaxGate(nn.Module):
         else:
             chosen = _chosen(scores, experts, -torch.inf)
             # A row of nothing but -inf gives NaN; its gradient ends where the -inf were filled in.
-            weights = chosen.softmax(-1).masked_fill(chosen == -torch.inf, 0.0)
+            weights = _softmax(chosen).masked_fill(chosen == -torch.inf, 0.0)
         return weights * self.scale if self.scale != 1.0 else weights
 
     def extra_repr(self) -> str:
