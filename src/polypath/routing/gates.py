@@ -21,7 +21,7 @@ def _chosen(values: Tensor, experts: Tensor, empty: float) -> Tensor:
 
 def _softmax(scores: Tensor) -> Tensor:
     """Softmax of each row."""
-    # Torch's is slow on rows that do not fill a CPU's vector of 16 floats; many at a time it is not.
+    # Rows that do not fill a CPU's vector of 16 floats are slow one by one, fast side by side.
     if scores.is_cpu and scores.shape[1] < 16:
         return scores.T.softmax(0).T
     return scores.softmax(-1)
