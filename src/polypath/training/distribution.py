@@ -189,7 +189,8 @@ def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
         for key, value in optimizer.state.get(tensor, {}).items():
             if isinstance(value, Tensor):
                 state[f"optimizer.{name}.{key}"] = value
-    gathered = ((name, _full(tensor)) for name, tensor in state.items())
+    # In one order on all ranks, whatever the order in which an optimiser keeps its tensors.
+    gathered = ((name, _full(tensor)) for name, tensor in sorted(state.items()))
     return {name: tensor.to("cpu", copy=True) for name, tensor in gathered if is_main()}
 
 
@@ -203,9 +204,10 @@ def load_full_state(
     load_weights(model, state)
     named = _named(model)
     kept: dict[str, dict[str, Tensor]] = {}
-    for name in state.keys() - {f"model.{known}" for known in named}:
-        owner, _, key = name.removeprefix("optimizer.").rpartition(".")
-        kept.setdefault(owner, {})[key] = _like(named[owner], state[name])
+    for name, value in state.items():
+        if name.startswith("optimizer."):
+            owner, _, key = name.removeprefix("optimizer.").rpartition(".")
+            kept.setdefault(owner, {})[key] = _like(named[owner], value)
     described = optimizer.state_dict()
     order = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = {parameter: number for number, parameter in enumerate(order)}
