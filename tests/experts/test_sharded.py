@@ -17,7 +17,7 @@ from polypath.experts.sharded import ShardedExperts
 from polypath.routing import Routing
 from torchruns import as_rank, torchrun
 
-D, RANKS = 6, 2
+D, HIDDEN, RANKS = 8, 12, 2
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class Case:
     kind: str = "swiglu"
     bias: bool = False
     dtype: torch.dtype = torch.float64
+    engine: str | None = None
     x_grad: bool = True
     weights_grad: bool = True
 
-    def bank(self) -> FeedForwardExperts:
+    def bank(self, engine: str | None = "reference") -> FeedForwardExperts:
         torch.manual_seed(0)
-        bank = FeedForwardExperts(self.num_experts, D, 5, self.kind, self.bias)
+        bank = FeedForwardExperts(self.num_experts, D, HIDDEN, self.kind, self.bias, engine=engine)
         for parameter in bank.parameters():
             nn.init.normal_(parameter, std=0.5)
         return bank.to(self.dtype)
@@ -91,16 +92,23 @@ CASES = {
     "x without gradient": Case(x_grad=False, things=(0, 5), experts=(0, 1)),
     "weights without gradient": Case(weights_grad=False),
     "only the bank learns": Case(x_grad=False, weights_grad=False, experts=(2, 3)),
-    "float32": Case(dtype=torch.float32),
     "bfloat16": Case(dtype=torch.bfloat16),
 }
+for engine in ("stream", "grouped"):
+    single = {"dtype": torch.float32, "engine": engine, "bias": True}
+    CASES |= {
+        f"{engine}": Case(**single),
+        f"{engine}, no rows on rank 0": Case(**single, things=(0, 5), experts=(2, 3)),
+        f"{engine}, all rows to rank 1": Case(**single, experts=(2, 3)),
+        f"{engine}, nothing chosen": Case(**single, empty=1.0),
+    }
 
 
 def work(folder: Path) -> None:
     """Every case on this rank, into a file; rank 0 adds the whole gradients of the bank."""
     mesh = init_device_mesh("cpu", (RANKS,))
     for name, case in CASES.items():
-        sharded = ShardedExperts(case.bank(), mesh)
+        sharded = ShardedExperts(case.bank(case.engine), mesh)
         out = case.serve(sharded, mesh.get_rank())
         for parameter, tensor in sharded.bank.named_parameters():
             out[f"bank.{parameter}"] = tensor.grad.full_tensor()
@@ -120,7 +128,7 @@ def test_two_ranks_equal_one_bank(name: str, outputs: Path) -> None:
     case = CASES[name]
     bank = case.bank()
     expected = [case.serve(bank, rank) for rank in range(RANKS)]  # gradients of the bank add up
-    close = {"rtol": 2e-2, "atol": 2e-2} if case.dtype == torch.bfloat16 else {}
+    close = {"rtol": 5e-2, "atol": 5e-2} if case.dtype == torch.bfloat16 else {}
     for rank in range(RANKS):
         found = load_file(outputs / f"{name} {rank}")
         gradients = {f"bank.{n}": gradient(p) for n, p in bank.named_parameters()}
@@ -147,7 +155,7 @@ def test_one_rank_is_the_bank_itself(mesh: DeviceMesh) -> None:
 
 @pytest.mark.parametrize("mesh", [3], indirect=True)
 def test_each_rank_keeps_its_slice_alone(mesh: DeviceMesh) -> None:
-    bank = FeedForwardExperts(7, D, 5)
+    bank = FeedForwardExperts(7, D, HIDDEN)
     bank.down_proj.requires_grad_(False)
     whole = {name: p.detach().clone() for name, p in bank.named_parameters()}
     sharded = ShardedExperts(bank, mesh)
@@ -167,7 +175,7 @@ def test_state_dicts_keep_the_names_of_the_bank(mesh: DeviceMesh) -> None:
     with torch.no_grad():
         model[1].bank.down_proj.mul_(0)
     model.load_state_dict({name: tensor + 1 for name, tensor in state.items()})
-    assert torch.equal(model[1].bank.down_proj.to_local(), torch.ones(2, D, 5, dtype=torch.float64))
+    assert model[1].bank.down_proj.to_local().eq(1).all()
 
 
 @pytest.mark.parametrize("mesh", [3], indirect=True)
@@ -180,7 +188,7 @@ def test_too_few_experts_are_refused(mesh: DeviceMesh) -> None:
 def test_what_cannot_be_spread_is_refused(mesh: DeviceMesh) -> None:
     class Normed(FeedForwardExperts):
         def __init__(self) -> None:
-            super().__init__(4, D, 5)
+            super().__init__(4, D, HIDDEN)
             self.norm = nn.LayerNorm(D)
 
     for bank in (Normed(), nn.Identity(), nn.BatchNorm1d(4)):

@@ -14,29 +14,13 @@ from torch.distributed.tensor import DTensor
 
 from loops import MODELS, Training, blocks, whole_gradients
 from polypath.errors import InputError
+from polypath.experts import ExpertList
 from polypath.routing import MoE, Routes, Routing, TopKRouter, given
 from polypath.training import distribution
 from torchruns import as_rank, torchrun
 
 STEPS, MIDDLE = 6, 3
 ARMS = list(itertools.product(MODELS, (False, True)))
-
-
-class Several(nn.Module):
-    """A bank of separate networks; one that gets no rows does not run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        y = torch.zeros_like(x)
-        for expert, network in enumerate(self.networks):
-            things, slots = (routing.experts == expert).nonzero(as_tuple=True)
-            if len(things):
-                gates = routing.weights[things, slots, None]
-                y = y.index_add(0, things, network(x[things]) * gates)
-        return y
 
 
 CHOSEN = torch.tensor([[0, 1], [1, 0], [1, -1], [1, -1]])
@@ -46,7 +30,8 @@ CHOSEN = torch.tensor([[0, 1], [1, 0], [1, -1], [1, -1]])
 def several(rank: int, ranks: int) -> dict[str, Tensor]:
     """Gradients of a routed layer that lies in no list, on this rank's share of four things."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), MoE(TopKRouter(4, 3, 2), Several()))
+    bank = ExpertList(nn.Linear(4, 4) for _ in range(3))
+    model = nn.Sequential(nn.Linear(4, 4), MoE(TopKRouter(4, 3, 2), bank))
     x, experts = torch.randn(4, 4).chunk(ranks)[rank], CHOSEN.chunk(ranks)[rank]
     distribution.parallelise(model)
     with given(experts=experts):
