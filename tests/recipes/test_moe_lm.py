@@ -8,8 +8,10 @@ import time
 import pytest
 import torch
 
+from polypath.language import from_pretrained
 from polypath.recipes.moe_lm import Config, build
 from polypath.routing import routed_layers
+from polypath.training.checkpoint import load_state
 
 TINY = ["--steps", "16", "--evaluate-every", "4", "--seeds", "1", "--dim", "16", "--layers", "2"]
 TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
@@ -72,6 +74,16 @@ def test_a_run_leaves_everything_that_was_promised(unbroken):
             "claim", "source", "baseline", "measured", "interval", "seeds", "held",
         }  # fmt: skip
         assert claim["held"] == "undecided"  # one seed decides nothing
+
+
+@pytest.mark.slow
+def test_the_routed_model_of_a_run_can_be_loaded(unbroken):
+    model = from_pretrained(unbroken / "model")
+    assert len(routed_layers(model)) == 2
+    state, _ = load_state(unbroken / "checkpoints" / "routed-seed0.safetensors")
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":  # tied
+            assert torch.equal(tensor, state[f"model.{name}"]), name
 
 
 @pytest.mark.slow

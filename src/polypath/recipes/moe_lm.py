@@ -17,7 +17,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from polypath.errors import InputError
-from polypath.language import RoutedLayers, attach
+from polypath.language import RoutedLayers, attach, save_pretrained
 from polypath.language.corpus import read_corpus
 from polypath.recipes import arms, where
 from polypath.recipes.arms import Part
@@ -220,20 +220,24 @@ def parts(config: Config, run: Run) -> Iterable[Part]:
 def conclude(config: Config, run: Run, everything: list[Part]) -> Outcome:
     """Judge the claims and show where the tokens of the routed model went."""
     by_arm = {arm: [part for part in everything if part.arm == arm] for arm in ARMS}
+    experts_per_token = config.experts if config.router == "soft" else config.k
+    if distribution.is_main():
+        save_pretrained(arms.trained(by_arm["routed"][0]), run.folder / "model")
     figures, tables = where.figures(by_arm["routed"][0])
     metrics = run.metrics()
+    entropy = entropy_curves(metrics, "routed")
     return Outcome(
         recipe=run.recipe,
         commit=commit(),
         machine=machine(),
         seeds=list(range(config.seeds)),
         seconds=sum(arms.final(part).seconds for part in everything),
-        tables=[arms.table(by_arm, config.k), *tables],
+        tables=[arms.table(by_arm, experts_per_token), *tables],
         claims=claims(by_arm),
         figures=[
             curves(metrics, ARMS, "bits_per_byte", "Validation", "bits per byte"),
             curves(metrics, ARMS, "loss", "Training loss", "nats per token", split="train"),
-            entropy_curves(metrics, "routed"),
+            *([entropy] if entropy.series else []),  # a hash has none
             *figures,
         ],
     )
