@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from polypath.errors import InputError
-from polypath.experts import FeedForwardExperts
+from polypath.experts import ExpertList, FeedForwardExperts
 from polypath.experts.sharded import ShardedExperts
 from polypath.routing import Routing
 from torchruns import as_rank, torchrun
@@ -191,7 +191,8 @@ def test_what_cannot_be_spread_is_refused(mesh: DeviceMesh) -> None:
             super().__init__(4, D, HIDDEN)
             self.norm = nn.LayerNorm(D)
 
-    for bank in (Normed(), nn.Identity(), nn.BatchNorm1d(4)):
+    alike = ExpertList(nn.Linear(4, 4) for _ in range(4))  # shapes alone do not tell
+    for bank in (Normed(), nn.Identity(), nn.BatchNorm1d(4), alike):
         with pytest.raises(InputError, match=f"{type(bank).__name__} cannot be spread over ranks"):
             ShardedExperts(bank, mesh)
     sharded = ShardedExperts(CASES["plain"].bank(), mesh)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from polypath.errors import InputError
+from polypath.experts.mixed import ExpertList
 from polypath.routing.record import Routing
 
 
@@ -29,7 +30,7 @@ class ShardedExperts(nn.Module):
     it, and comes back with their weighted sum. All ranks run forward, and backward, together; an
     expert's gradient is the sum over the rows of all ranks.
     Raises InputError when the bank is not stacked, or too small to give every rank an expert.
-    Source: GShard (Lepikhin et al. 2020), section 3.2.
+    Source: GShard (Lepikhin et al. 2020), section 3.
     """
 
     def __init__(self, bank: nn.Module, mesh: DeviceMesh) -> None:
@@ -132,7 +133,8 @@ def _announce(sent: Tensor, width: int, group: dist.ProcessGroup) -> tuple[list[
 
 def _num_experts(bank: nn.Module) -> int:
     sizes = {tuple(p.shape[:1]) for p in bank.parameters()}
-    if len(sizes) != 1 or sizes == {()} or next(bank.buffers(), None) is not None:
+    stacked = len(sizes) == 1 and sizes != {()} and next(bank.buffers(), None) is None
+    if isinstance(bank, ExpertList) or not stacked:
         raise InputError(
             f"{type(bank).__name__} cannot be spread over ranks: every parameter would have to be "
             "stacked over the same number of experts, without buffers beside them"

@@ -153,7 +153,7 @@ def parallelise(model: nn.Module, shard_experts: bool = False) -> nn.Module:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-            # An expert may have rows on some ranks only.
+            # An expert may have rows on some ranks only; its gradient is zero on the others.
             module.set_reduce_scatter_unused_params(True, recurse=False)
     return model
 
