@@ -93,10 +93,8 @@ def _object(kind: Any, value: Mapping[str, Any], where: str) -> Any:
 
 
 def _plain(kind: type, value: Any, where: str) -> Any:
-    if type(value) is kind:
+    if type(value) is kind or (kind is float and type(value) is int):
         return value
-    if kind is float and type(value) is int:
-        return float(value)
     if kind is Path and type(value) is str:
         return Path(value)
     expected = "null" if kind is NoneType else _NAMES[kind]
