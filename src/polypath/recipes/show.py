@@ -43,7 +43,16 @@ def print_table(table: Table, markdown: bool = False) -> None:
 def _grid(table: Table) -> Grid:
     grid = Grid(title=table.title, title_justify="left", box=None, header_style="bold")
     for place, column in enumerate(table.columns):
-        grid.add_column(column, justify="left" if place == 0 else "right")
+        cells = [row[place] for row in table.rows]
+        words = any(isinstance(cell, str) and " " in cell for cell in cells)
+        numbers = not any(isinstance(cell, str) for cell in cells)
+        # Where the terminal is narrow, sentences wrap and figures stay whole.
+        grid.add_column(
+            column,
+            justify="right" if numbers else "left",
+            no_wrap=not words,
+            min_width=20 if words else None,
+        )
     for row in table.rows:
         grid.add_row(*(_text(cell) for cell in row))
     return grid

@@ -199,6 +199,7 @@ class Training:
         facts = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         if distribution.is_main():
             save_state(self.path, tensors, facts)
+        distribution.wait()  # the others may read it
 
     def restore(self) -> None:
         """Take up the saved state, and forget the metrics that lie after it."""
