@@ -14,6 +14,7 @@ from polypath.experts.activations import ACTIVATIONS, ClampedSwiGLU
 from polypath.routing import dispatch
 from polypath.routing.dispatch import Network
 from polypath.routing.dispatch.engine import choose
+from polypath.routing.dispatch.plan import plan
 
 KINDS = [*ACTIVATIONS, ClampedSwiGLU(limit=0.8)]
 HEADLINE = Shape(64, 4, 2, 1, 16, 24, "swiglu", False, False, 0.1)
@@ -167,20 +168,41 @@ def test_networks_with_an_equation_alone(engine, things):
         torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5)
 
 
-def test_the_choice():
-    class Alone(Network):
-        grouped = False
+class Alone(Network):
+    grouped = False
 
-    @dataclasses.dataclass
-    class Elsewhere:
-        dtype: torch.dtype = torch.float32
-        is_cuda: bool = True
 
-    assert choose(torch.zeros(1), Network()) == "stream"
-    assert choose(torch.zeros(1, dtype=torch.bfloat16), Alone()) == "stream"
-    assert choose(torch.zeros(1, dtype=torch.float64), Network()) == "reference"
-    assert choose(Elsewhere(), Network()) == "grouped"
-    assert choose(Elsewhere(), Alone()) == "stream"
+@dataclasses.dataclass
+class OnGPU:
+    dtype: torch.dtype = torch.float32
+    is_cuda: bool = True
+
+
+@pytest.mark.parametrize(
+    ("x", "network", "things", "size", "engine"),
+    [
+        (torch.zeros(1), Network(), 40_000, 10_000, "stream"),
+        (torch.zeros(1), Network(), 10, 10_000, "grouped"),
+        (torch.zeros(1), Network(), 1, 10_000_000, "stream"),  # its gradient is large
+        (torch.zeros(1), Alone(), 10, 10_000, "stream"),
+        (torch.zeros(1, dtype=torch.bfloat16), Network(), 40_000, 10_000, "stream"),
+        (torch.zeros(1, dtype=torch.float64), Network(), 10, 10_000, "reference"),
+        (OnGPU(), Network(), 40_000, 10_000, "grouped"),
+        (OnGPU(), Alone(), 40_000, 10_000, "stream"),
+    ],
+)
+def test_the_choice(x, network, things, size, engine):
+    order = plan(torch.zeros(things, 1, dtype=torch.int64), 2)
+    weights = torch.empty(2, size, requires_grad=True), None
+    assert choose(x, order, network, weights) == engine
+
+
+def test_large_weights_are_no_matter_without_gradients():
+    order = plan(torch.zeros(1, 1, dtype=torch.int64), 2)
+    weights = [torch.empty(2, 10_000_000, requires_grad=True)]
+    with torch.no_grad():
+        assert choose(torch.zeros(1), order, Network(), weights) == "grouped"
+    assert choose(torch.zeros(1), order, Network(), [weights[0].detach()]) == "grouped"
 
 
 def test_the_environment_overrides_the_choice_and_an_argument_both(monkeypatch):

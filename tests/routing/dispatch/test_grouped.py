@@ -6,14 +6,15 @@ from dispatches import Shape, assert_equal_results, results
 from polypath.errors import InputError
 from polypath.experts.mixed import ExpertList
 from polypath.routing.dispatch.grouped import linear
+from polypath.routing.dispatch.plan import plan
 
 SHAPE = Shape(30, 4, 2, 1, 8, 16, "swiglu", True, False, 0.1)
 
 
 def grouped_linear(rows, weight, bias, counts):
-    counts = torch.tensor(counts)
-    experts = torch.arange(len(counts)).repeat_interleave(counts)
-    return linear(rows, weight, bias, counts.cumsum(0, dtype=torch.int32), experts)
+    experts = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    order = plan(experts[:, None], len(counts))
+    return linear(rows, weight, bias, order, order.counts.cumsum(0, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("sizes", [(8, 16), (3, 5), (1, 1), (8, 3), (3, 8)], ids=str)

@@ -11,7 +11,7 @@ from torch import Tensor
 from polypath.errors import InputError, unknown
 from polypath.routing.dispatch.grouped import grouped
 from polypath.routing.dispatch.network import Network, Weights
-from polypath.routing.dispatch.plan import plan
+from polypath.routing.dispatch.plan import Plan, plan
 from polypath.routing.dispatch.reference import reference
 from polypath.routing.dispatch.stream import stream
 from polypath.routing.record import Routing
@@ -21,6 +21,12 @@ ENGINES: dict[str, Callable[..., Tensor]] = {
     "stream": stream,
     "grouped": grouped,
 }
+
+LITTLE = 200_000_000
+"""Products of two numbers, below which the calls of a CPU cost more than its cache misses."""
+
+LARGE = 8_000_000
+"""Values of a gradient whose memory is new to the process each time it is made."""
 
 
 def dispatch(
@@ -45,19 +51,29 @@ def dispatch(
         raise InputError(
             f"a routing over {num_experts} experts for a bank of {', '.join(map(str, sizes))}"
         )
-    name = engine or os.environ.get("POLYPATH_ENGINE") or choose(x, network)
+    order = plan(routing.experts, routing.num_experts)
+    name = engine or os.environ.get("POLYPATH_ENGINE") or choose(x, order, network, weights)
     if name not in ENGINES:
         raise unknown("dispatch engine", name, ENGINES)
-    order = plan(routing.experts, num_experts)
     return ENGINES[name](x, routing.weights, order, network, weights)
 
 
-def choose(x: Tensor, network: Network) -> str:
-    """The engine for x and a network.
+def choose(x: Tensor, plan: Plan, network: Network, weights: Weights) -> str:
+    """The engine for x (T, D), its plan, a network and its weights.
 
     Double precision is there for truth, and gets the plain loop. A GPU wants few large kernels:
-    one grouped product. A CPU wants its rows in cache: one piece after another.
+    one grouped product. A CPU wants its rows in cache: piece by piece. But where there is little
+    to compute, the calls themselves cost most, and the grouped product makes the fewest, unless it
+    had to make large gradients.
     """
     if x.dtype == torch.float64:
         return "reference"
-    return "grouped" if x.is_cuda and network.grouped else "stream"
+    if not network.grouped:
+        return "stream"
+    if x.is_cuda:
+        return "grouped"
+    stacks = [w for w in weights if w is not None]
+    values = sum(w.numel() for w in stacks)
+    trained = torch.is_grad_enabled() and any(w.requires_grad for w in stacks)
+    little = len(plan.slots) * values < LITTLE * max(len(plan.sizes), 1)
+    return "grouped" if little and not (trained and values > LARGE) else "stream"

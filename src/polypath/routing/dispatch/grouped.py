@@ -1,4 +1,4 @@
-"""The engine of GPUs: the products of all experts as one grouped product."""
+"""The engine of GPUs and of small problems: the products of all experts as one grouped product."""
 
 from __future__ import annotations
 
@@ -23,24 +23,28 @@ def grouped(x: Tensor, gates: Tensor, plan: Plan, network: Network, weights: Wei
         )
     if x.dtype not in DTYPES:
         raise InputError(f"no grouped product in {x.dtype}; engine='stream' or 'reference'")
-    experts = torch.arange(len(plan.counts), device=x.device)
-    experts = experts.repeat_interleave(plan.counts, output_size=len(plan.slots))
     ends = plan.counts.cumsum(0, dtype=torch.int32)  # int64 is refused
     rows = x.index_select(0, plan.things)
-    served = network.equation(rows, weights, partial(linear, ends=ends, experts=experts))
-    weighted = served * gates.flatten()[plan.slots, None]
-    # Each slot is written once and summed in order: the same numbers every time, unlike index_add.
-    slots = weighted.new_zeros(gates.numel(), x.shape[1]).index_copy(0, plan.slots, weighted)
-    return slots.view(*gates.shape, x.shape[1]).sum(1).to(x.dtype)
+    served = network.equation(rows, weights, partial(linear, plan=plan, ends=ends))
+    weighted = served * gates.flatten().index_select(0, plan.slots).unsqueeze(1)
+    return _added(weighted, x, gates, plan).to(x.dtype)
 
 
-def linear(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor, experts: Tensor
-) -> Tensor:
-    """`Linear` for rows sorted by expert.
+def _added(weighted: Tensor, x: Tensor, gates: Tensor, plan: Plan) -> Tensor:
+    """y (T, D): the sum of each thing's rows, of (S, D)."""
+    if x.is_cpu:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return torch.zeros_like(x, dtype=wide).index_add(0, plan.things, weighted.to(wide))
+    # The threads of a GPU would add in any order: each row gets a place, and places are summed.
+    places = weighted.new_zeros(gates.numel(), x.shape[1]).index_copy(0, plan.slots, weighted)
+    return places.view(*gates.shape, x.shape[1]).sum(1)
 
-    rows: (R, in). weight: (E, out, in). bias: (E, out). ends: (E,) int32, where each expert's rows
-    end, the last end being R: beyond it the product would leave memory as it was. experts: (R,).
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, ends: Tensor) -> Tensor:
+    """`Linear` for the rows (S, in) of a plan, sorted by expert.
+
+    weight: (E, out, in). bias: (E, out). ends: (E,) int32, where each expert's rows end; the last
+    is S, beyond which the product would leave memory as it was.
     """
     if torch.is_autocast_enabled(rows.device.type):  # grouped_mm does not follow it
         low = torch.get_autocast_dtype(rows.device.type)
@@ -53,7 +57,9 @@ def linear(
         out.register_hook(Tensor.contiguous)
     if out.shape[1] > outs:
         out = out[:, :outs]
-    return out if bias is None else out + bias.index_select(0, experts)
+    if bias is None:
+        return out
+    return out + bias.repeat_interleave(plan.counts, 0, output_size=len(rows))
 
 
 def _padded(tensor: Tensor, dims: int) -> Tensor:

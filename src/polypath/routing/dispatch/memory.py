@@ -27,7 +27,8 @@ class Memory:
         """(rows, width), with whatever was there before."""
         if name not in self._buffers:
             self._buffers[name] = self._like.new_empty(self._rows, width)
-        return self._buffers[name][:rows]
+        buffer = self._buffers[name]
+        return buffer if rows == self._rows else buffer[:rows]
 
 
 def on_huge_pages(fresh: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ is written once, where it belongs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -90,13 +91,14 @@ def _forward(
     memory = Memory(x, max(map(len, pieces), default=0))
     kept = on_huge_pages(x.new_empty(len(plan.slots), width)) if keep else None
     y = torch.zeros_like(x, dtype=_wide(x.dtype))
-    sorted_gates = _sorted_gates(gates, plan, x.dtype)
-    for piece in pieces:
-        part = slice(piece.start, piece.stop)
-        things = plan.things[part]
+    parts = _parts(pieces, plan.things, _sorted_gates(gates, plan, x.dtype))
+    for piece, things, own_gates in parts:
         rows = torch.index_select(x, 0, things, out=memory.take("rows", len(piece), x.shape[1]))
-        own_kept = memory.take("kept", len(piece), width) if kept is None else kept[part]
-        served = network.forward(piece, rows, sorted_gates[part], own_kept, views, memory)
+        if kept is None:
+            own_kept = memory.take("kept", len(piece), width)
+        else:
+            own_kept = kept[piece.start : piece.stop]
+        served = network.forward(piece, rows, own_gates, own_kept, views, memory)
         y.index_add_(0, things, served.to(y.dtype))
     return y.to(x.dtype), kept
 
@@ -119,15 +121,14 @@ def _backward(
     x_grad = torch.zeros_like(x, dtype=_wide(x.dtype)) if x_wanted else None
     gates_grad = torch.zeros_like(gates).flatten()
     sorted_gates = _sorted_gates(gates, plan, x.dtype)
-    for piece in pieces:
-        part = slice(piece.start, piece.stop)
-        things = plan.things[part]
+    parts = _parts(pieces, plan.things, plan.slots, sorted_gates, kept)
+    for piece, things, slots, own_gates, own_kept in parts:
         rows_grad, own_gates_grad = network.backward(
             piece,
             torch.index_select(grad, 0, things, out=memory.take("grad", len(piece), x.shape[1])),
             torch.index_select(x, 0, things, out=memory.take("rows", len(piece), x.shape[1])),
-            sorted_gates[part],
-            kept[part],
+            own_gates,
+            own_kept,
             views,
             grad_views,
             memory,
@@ -135,7 +136,7 @@ def _backward(
         )
         if x_grad is not None:
             x_grad.index_add_(0, things, rows_grad.to(x_grad.dtype))
-        gates_grad.index_copy_(0, plan.slots[part], own_gates_grad.flatten().to(gates.dtype))
+        gates_grad.index_copy_(0, slots, own_gates_grad.flatten().to(gates.dtype))
     return None if x_grad is None else x_grad.to(x.dtype), gates_grad.view_as(gates)
 
 
@@ -149,8 +150,11 @@ def _gradient(weight: Tensor, plan: Plan) -> Tensor:
 
 
 def _views(weights: Weights, plan: Plan) -> list[Views | None]:
-    """Each stacked weight by expert."""
-    return [None if w is None else w.unbind(0) for w in weights]
+    """Each stacked weight by expert, those without rows left out where that is less work."""
+    served = [expert for expert, count in enumerate(plan.sizes) if count]
+    if 2 * len(served) > len(plan.sizes):
+        return [None if w is None else w.unbind(0) for w in weights]
+    return [None if w is None else {e: w[e] for e in served} for w in weights]
 
 
 def _sorted_gates(gates: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
@@ -161,6 +165,12 @@ def _sorted_gates(gates: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
 def _pieces(plan: Plan, x: Tensor, width: int) -> list[Piece]:
     row = x.element_size() * (2 * x.shape[1] + 2 * width)
     return cut(plan.sizes, max(FEWEST, PIECE // row))
+
+
+def _parts(pieces: list[Piece], *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Every piece with its rows of tensors (S, ...)."""
+    sizes = [len(piece) for piece in pieces]
+    return zip(pieces, *(t.split_with_sizes(sizes) for t in tensors), strict=True)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
