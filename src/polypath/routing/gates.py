@@ -13,8 +13,18 @@ from torch import Tensor, nn
 from polypath.errors import unknown
 
 
+def lowest(values: Tensor) -> float:
+    """The lowest value; -inf where there is none, and on a GPU, which asking would make wait.
+
+    What is known to have no empty slots needs none of the steps that mask them.
+    """
+    return float(values.detach().min()) if values.is_cpu and values.numel() else -torch.inf
+
+
 def _chosen(values: Tensor, experts: Tensor, empty: float) -> Tensor:
     """(T, K): the values (T, E) at the chosen experts, `empty` where a slot is empty."""
+    if lowest(experts) >= 0:
+        return values.gather(1, experts)
     picked = values.gather(1, experts.clamp_min(0))
     return picked.masked_fill(experts < 0, empty)
 
@@ -62,8 +72,10 @@ class SoftmaxGate(nn.Module):
             weights = _chosen(probabilities, experts, 0.0)
         else:
             chosen = _chosen(scores, experts, -torch.inf)
-            # A row of nothing but -inf gives NaN; its gradient ends where the -inf were filled in.
-            weights = _softmax(chosen).masked_fill(chosen == -torch.inf, 0.0)
+            weights = _softmax(chosen)
+            if lowest(chosen) == -torch.inf:
+                # A row of nothing but -inf gives NaN; its gradient ends where they were filled in.
+                weights = weights.masked_fill(chosen == -torch.inf, 0.0)
         return weights * self.scale if self.scale != 1.0 else weights
 
     def extra_repr(self) -> str:

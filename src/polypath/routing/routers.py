@@ -83,6 +83,8 @@ class Router(nn.Module):
             experts = self.selection(scores, ranked, context)
         weights = self.gate.weights(scores, probabilities, experts)
         routing = Routing(scores, experts, weights, probabilities, context.mask)
+        if not self.losses and self.capacity is None:
+            return routing
         losses = {name: loss(routing, context) for name, loss in self.losses.items()}
         if self.capacity is not None:
             experts = within_capacity(experts, scores.shape[1], self.capacity, context.mask)

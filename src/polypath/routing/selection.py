@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from polypath.errors import InputError
 from polypath.routing.context import RoutingContext
+from polypath.routing.gates import lowest
 
 
 class SelectionBias(nn.Module):
@@ -117,6 +118,8 @@ class TopK(nn.Module):
         if self.groups > 1:
             ranking = self._within_best_groups(ranking)
         best, experts = ranking.topk(self.k, dim=-1)
+        if lowest(best) > -torch.inf:
+            return experts
         return experts.masked_fill(best == -torch.inf, -1)
 
     def _within_best_groups(self, ranking: Tensor) -> Tensor:
