@@ -42,6 +42,17 @@ def test_top_k_takes_the_highest(problem: Problem, ties: bool) -> None:
     assert_ranks_alike(experts, [top_k(row, problem.k) for row in scores.tolist()], scores)
 
 
+@given(st.integers(0, 5), st.integers(15, 70), st.booleans(), st.data())
+def test_top_k_of_many_experts(things: int, num_experts: int, ties: bool, data) -> None:
+    k = data.draw(st.integers(1, num_experts))
+    scores = torch.randn(things, num_experts)
+    scores = scores.round() if ties else scores
+    scores[torch.rand(scores.shape) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))] = -torch.inf
+    experts = TopK(k)(scores, scores.softmax(-1), NOTHING)
+    assert experts.shape == (things, k)
+    assert_ranks_alike(experts, [top_k(row, k) for row in scores.tolist()], scores)
+
+
 @given(problems(), st.booleans())
 def test_biased_top_k_ranks_probability_and_bias(problem: Problem, ties: bool) -> None:
     scores, bias = scores_of(problem, ties), SelectionBias(problem.num_experts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -117,7 +118,7 @@ class TopK(nn.Module):
             ranking = (probabilities + self.bias.value).masked_fill(forbidden, -torch.inf)
         if self.groups > 1:
             ranking = self._within_best_groups(ranking)
-        best, experts = ranking.topk(self.k, dim=-1)
+        best, experts = _highest(ranking, self.k)
         if lowest(best) > -torch.inf:
             return experts
         return experts.masked_fill(best == -torch.inf, -1)
@@ -133,6 +134,16 @@ class TopK(nn.Module):
 
     def extra_repr(self) -> str:
         return f"k={self.k}" + (f", best {self.best_groups}/{self.groups}" * (self.groups > 1))
+
+
+def _highest(ranking: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `ranking.topk(k)`, of scores (T, E)."""
+    if not ranking.is_cpu or ranking.shape[1] < 16:
+        return ranking.topk(k)
+    # On long rows numpy finds which they are in less than half of torch's time, but not in order.
+    found = torch.from_numpy(np.argpartition(ranking.numpy(), -k, axis=-1)[:, -k:])
+    best, order = ranking.gather(1, found).topk(k)
+    return best, found.gather(1, order)
 
 
 class ExpertChoice(nn.Module):
