@@ -167,7 +167,7 @@ def blocks(size: Size, weights: dict[str, Tensor]) -> dict[str, nn.Module]:
     for engine in (None, *ENGINES):
         router = TopKRouter(size.dim, size.experts, size.k)
         experts = FeedForwardExperts(size.experts, size.dim, size.hidden, engine=engine)
-        made[OURS + f" {engine}" * (engine is not None)] = MoE(router, experts)
+        made[f"{OURS} {engine}" if engine else OURS] = MoE(router, experts)
     made["naive"] = Naive(size)
     copied = size.tokens * size.k * 3 * size.dim * size.hidden * weights["down"].element_size()
     for peer, (config, block) in PEERS.items():
@@ -322,14 +322,16 @@ def show(console: Console, rows: list[dict]) -> None:
     contenders = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
     table = Table(title="multiples of the floor", header_style="bold")
     for header in ("size", "pass", "floor ms", "ours / best peer", *contenders):
-        table.add_column(header, justify="left" if header == "size" else "right")
+        table.add_column(
+            header, justify="left" if header == "size" else "right", no_wrap=header == "size"
+        )
     for row in rows:
         ratios = row["ratios"]
-        best = min((v for name, v in ratios.items() if not name.startswith(OURS)))
-        size = Size(*[row[name] for name in Size.__dataclass_fields__])
-        cells = [f"{ratios[name]:.2f}" if name in ratios else "" for name in contenders]
+        size = Size(**{name: row[name] for name in Size.__dataclass_fields__})
+        best = min(value for name, value in ratios.items() if not name.startswith(OURS))
         share = f"{ratios[OURS] / best:.2f}" if OURS in ratios else ""
-        label = "fwd" if row["pass"] == "forward" else "fwd+bwd"
+        cells = [f"{ratios[name]:.2f}" if name in ratios else "" for name in contenders]
+        label = "fwd" if row["pass"] == "forward" else "f+b"
         table.add_row(str(size), label, f"{row['floor'] * 1e3:.2f}", share, *cells)
     console.print(table)
 
