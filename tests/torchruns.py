@@ -27,12 +27,16 @@ def as_rank(work: Callable[[Path], None]) -> None:
     """What such a script does: join the others, and `work` in the folder that it was given.
 
     As in other tests, warnings are errors and fresh memory is NaN. Ranks that wait for each other
-    for a minute say where, and end.
+    for a minute say where, and end. None leaves before all are done, and none tears its interpreter
+    down: threads of gloo have been seen to abort in that.
     """
+    faulthandler.enable()
     faulthandler.dump_traceback_later(60, exit=True)
     warnings.simplefilter("error")
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
     distribution.start("cpu")
     work(Path(sys.argv[1]))
-    distribution.stop()
+    distribution.wait()
+    sys.stdout.flush()
+    os._exit(0)

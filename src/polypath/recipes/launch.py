@@ -45,6 +45,7 @@ def launch(
             page = render(run.folder)
             print_outcome(outcome)
             print(f"report: {page.resolve()}")
+        distribution.wait()  # torchrun stops all ranks when one that has ended did not end well
     except Interrupted:
         console.print(f"stopped; carry on with: polypath run --resume {run.folder}")
         raise SystemExit(130) from None
