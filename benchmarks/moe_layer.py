@@ -4,9 +4,10 @@
 
 Every contender is a whole block, router and experts, with the same weights and the same input. The
 floor is one dense product of the same multiply-adds as the experts' products, and three of them
-for forward and backward. Rounds are interleaved; figures are medians of CPU seconds of the process
-(of wall seconds on a GPU), so that other work on the machine disturbs little. A ratio is printed
-only after all outputs and gradients have been seen to agree.
+for forward and backward. Rounds are interleaved, in CPU seconds of the process (in wall seconds on
+a GPU); a multiple is the median over rounds of a contender's time over that of the floor just
+before and after it, so that other work on the machine disturbs little. It is printed only after all
+outputs and gradients have been seen to agree.
 """
 
 from __future__ import annotations
@@ -287,6 +288,12 @@ def seconds(call: Callable[[], Tensor], after: Callable[[], None], times: int, g
     return total / times
 
 
+def repeats(call: Callable[[], Tensor], after: Callable[[], None], gpu: bool) -> int:
+    """How many calls make a time that the clock can tell."""
+    once = min(seconds(call, after, 1, gpu) for _ in range(2))
+    return max(1, min(100, int(0.02 / max(once, 1e-6))))
+
+
 def measure(size: Size, device: str, rounds: int, only: list[str]) -> list[dict]:
     """One row of results for each pass."""
     gpu = device == "cuda"
@@ -301,19 +308,22 @@ def measure(size: Size, device: str, rounds: int, only: list[str]) -> list[dict]
         calls: dict[str, tuple] = {"floor": (floors[which], lambda: None)}
         for name, run in runs.items():
             calls[name] = (run.forward if which == "forward" else run.forward_backward, run.forget)
-        took: dict[str, list[float]] = {name: [] for name in calls}
-        times = {}
-        for name, (call, after) in calls.items():
-            once = min(seconds(call, after, 1, gpu) for _ in range(2))
-            times[name] = max(1, min(100, int(0.02 / max(once, 1e-6))))
+        times = {name: repeats(call, after, gpu) for name, (call, after) in calls.items()}
+
+        def timed(name: str, calls=calls, times=times) -> float:
+            return seconds(*calls[name], times[name], gpu)
+
+        floor_times = [timed("floor")]
+        multiples: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
-            for name, (call, after) in calls.items():
-                took[name].append(seconds(call, after, times[name], gpu))
-        median = {name: statistics.median(values) for name, values in took.items()}
-        base = median.pop("floor")
-        ratios = {name: value / base for name, value in median.items()}
-        rows.append(asdict(size) | {"pass": which, "floor": base, "ratios": ratios})
-        rows[-1]["spread"] = {n: (max(v) - min(v)) / statistics.median(v) for n, v in took.items()}
+            for name, found in multiples.items():
+                took = timed(name)
+                floor_times.append(timed("floor"))
+                found.append(2 * took / sum(floor_times[-2:]))
+        row = asdict(size) | {"pass": which, "floor": statistics.median(floor_times)}
+        row["ratios"] = {name: statistics.median(found) for name, found in multiples.items()}
+        row["spread"] = {name: max(found) - min(found) for name, found in multiples.items()}
+        rows.append(row)
     return [row | {"distances": distances} for row in rows]
 
 
