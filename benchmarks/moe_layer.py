@@ -17,6 +17,7 @@ import gc
 import json
 import math
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -315,11 +316,12 @@ def measure(size: Size, device: str, rounds: int, only: list[str]) -> list[dict]
 
         floor_times = [timed("floor")]
         multiples: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(rounds):
-            for name, found in multiples.items():
+        for number in range(rounds):
+            # In a new order each time: what memory one leaves behind is the next one's to clear up.
+            for name in random.Random(number).sample(list(runs), len(runs)):
                 took = timed(name)
                 floor_times.append(timed("floor"))
-                found.append(2 * took / sum(floor_times[-2:]))
+                multiples[name].append(2 * took / sum(floor_times[-2:]))
         row = asdict(size) | {"pass": which, "floor": statistics.median(floor_times)}
         row["ratios"] = {name: statistics.median(found) for name, found in multiples.items()}
         row["spread"] = {name: max(found) - min(found) for name, found in multiples.items()}
