@@ -17,6 +17,10 @@ TINY = ["--steps", "16", "--evaluate-every", "4", "--seeds", "1", "--dim", "16",
 TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
 
 
+# Long enough that a signal finds it at work, however fast the machine.
+LONGER = [*TINY, "--steps", "96", "--evaluate-every", "8"]
+
+
 def polypath(*arguments):
     return [sys.executable, "-m", "polypath", "run", *map(str, arguments)]
 
@@ -42,6 +46,13 @@ def numbers(folder):
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
     finish("moe-lm", *TINY, "--out", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "longer"
+    finish("moe-lm", *LONGER, "--out", folder)
     return folder
 
 
@@ -88,10 +99,10 @@ def test_the_routed_model_of_a_run_can_be_loaded(unbroken):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_resumes_to_the_same_numbers(unbroken, tmp_path, number):
+def test_a_run_that_is_stopped_resumes_to_the_same_numbers(longer, tmp_path, number):
     folder = tmp_path / "broken"
     running = subprocess.Popen(
-        polypath("moe-lm", *TINY, "--out", folder),
+        polypath("moe-lm", *LONGER, "--out", folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,7 +122,7 @@ def test_a_run_that_is_stopped_resumes_to_the_same_numbers(unbroken, tmp_path, n
         assert running.returncode == 130
         assert f"polypath run --resume {folder}" in " ".join(said.split())
     finish("--resume", folder)
-    assert numbers(folder) == numbers(unbroken)
+    assert numbers(folder) == numbers(longer)
 
 
 @pytest.mark.slow

@@ -94,20 +94,22 @@ def _side_by_side(
 
 
 def _hear(news: Any, display: Display) -> int:
-    """Pass on what the processes say, for a moment; how many parts are done."""
+    """Pass on what the processes say in a tenth of a second; how many parts are done."""
     done = 0
-    try:
-        while True:
-            what, name, values = news.get(timeout=0.1)
-            if what == "failed":
-                raise values[0]
-            if what == "done":
-                display.done(name, *values)
-                done += 1
-            else:
-                display.show(what, name, values)
-    except Empty:
-        return done
+    until = time.monotonic() + 0.1
+    while (left := until - time.monotonic()) > 0:
+        try:
+            what, name, values = news.get(timeout=left)
+        except Empty:
+            break
+        if what == "failed":
+            raise values[0]
+        if what == "done":
+            display.done(name, *values)
+            done += 1
+        else:
+            display.show(what, name, values)
+    return done
 
 
 def _check(servers: Sequence[Any], stopping: bool) -> None:
