@@ -48,7 +48,7 @@ class FeedForward(StreamedNetwork):
         w_in, b_in, w_out, b_out = weights
         value = memory.take("value", len(piece), kept.shape[1] // self.activation.width)
         self.activation.forward(piece.linear(rows, w_in, b_in, out=kept), out=value)
-        if b_out is None:  # the narrower place for the gates
+        if b_out is None and value.shape[1] < rows.shape[1]:  # the narrower place for the gates
             return piece.linear(value.mul_(gates), w_out, None, out=rows)
         return piece.linear(value, w_out, b_out, out=rows).mul_(gates)
 
