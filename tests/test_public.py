@@ -13,10 +13,11 @@ PUBLIC = {
         save_pretrained update_biases whole_batch
     """,
     "polypath.routing": """
-        All AuxiliaryLoss CosineScorer Entropy ExpertChoice ExpertChoiceRouter HashRouter
-        Importance LinearScorer LoadBalance MoE NoisyLinearScorer Router RouterZ Routes Routing
-        RoutingContext SelectionBias SigmoidGate SoftRouter SoftmaxGate TopK TopKRouter UniformGate
-        current dispatch given losses record replay routed_layers update_biases whole_batch
+        All AuxiliaryLoss Candidates CosineScorer Entropy ExpertChoice ExpertChoiceRouter
+        HashRouter Importance LayerLoss LinearScorer LoadBalance MoE NoisyLinearScorer OnlyExperts
+        Router RouterZ Routes Routing RoutingContext SelectionBias SigmoidGate SoftRouter
+        SoftmaxGate TopK TopKRouter UniformGate current dispatch given losses record replay
+        routed_layers update_biases whole_batch
     """,
     "polypath.experts": """
         ClampedSwiGLU Coverage ExpertList ExpertView ExpertViews FeedForwardExperts SharedExpert
@@ -24,8 +25,8 @@ PUBLIC = {
     """,
     "polypath.language": """
         BPETokenizer ByteTokenizer Corpus Document RoutedLayers Split Tokenizer Windows attach
-        bits_per_byte detach from_pretrained kinds_of python_kinds read_corpus read_tokenizer
-        save_pretrained text_kinds token_kinds
+        bits_per_byte build_stack detach from_pretrained kinds_of python_kinds read_corpus
+        read_tokenizer save_pretrained text_kinds token_kinds
     """,
     "polypath.diagnosis": """
         Specialisation between contingency imbalance mean_entropy membership

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from hosts import NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach, detach
+from polypath.language.stacks import build_stack
 from polypath.routing import losses, record, replay, routed_layers, update_biases
 
 ROUTED = {"Qwen3Moe": [0, 2], "DeepseekV3": [1, 2]}
@@ -227,7 +228,7 @@ def test_only_what_was_adopted_goes_back() -> None:
     model = attach(tiny_model("Olmoe"), layers=[1])
     assert list(routed_layers(model)) == ["model.layers.1.mlp"]
     layer = model.model.layers[1].mlp
-    layer.router = RoutedLayers(num_experts=8).build(16, 4).router
+    layer.router = build_stack(RoutedLayers(num_experts=8), 16, 4, 1)[0].router
     with pytest.raises(InputError, match="adopted from OlmoeSparseMoeBlock was changed"):
         detach(model)
 

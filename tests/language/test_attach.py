@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach
+from polypath.language.stacks import build_stack
 from polypath.routing import (
     MoE,
     TopKRouter,
@@ -105,7 +106,10 @@ def test_a_function_that_fails_changes_nothing() -> None:
     model = tiny_model("Llama")
     looks = repr(model)
     with pytest.raises(InputError, match="made a Linear for layer 2"):
-        attach(model, lambda i: RoutedLayers().build(16, 4) if i < 2 else nn.Linear(16, 16))
+        attach(
+            model,
+            lambda i: build_stack(RoutedLayers(), 16, 4, 1)[0] if i < 2 else nn.Linear(16, 16),
+        )
     assert repr(model) == looks
 
 

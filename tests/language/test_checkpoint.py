@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from hosts import DENSE, NATIVE, refused, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach, from_pretrained, save_pretrained
+from polypath.language.stacks import build_stack
 from polypath.routing import MoE, RouterZ, record, routed_layers
 
 
@@ -138,7 +139,7 @@ def test_layers_that_a_function_made_need_it_again(
     batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
     def make(index: int) -> MoE:
-        layer = RoutedLayers(num_experts=3).build(16, 4 + index)
+        layer = build_stack(RoutedLayers(num_experts=3), 16, 4 + index, 1)[0]
         layer.router.capacity = 1.5
         return layer
 
@@ -159,7 +160,7 @@ def test_dense_models_go_through_as_they_are(batch: dict[str, Tensor], tmp_path:
 
 def test_layers_put_in_by_hand_are_a_functions(batch: dict[str, Tensor], tmp_path: Path) -> None:
     model = attach(tiny_model("Llama"), RoutedLayers(num_experts=2), [0])
-    layer = RoutedLayers(num_experts=2).build(16, 4)
+    layer = build_stack(RoutedLayers(num_experts=2), 16, 4, 1)[0]
     model.model.layers[1].mlp = layer
     save_pretrained(model, tmp_path / "model")
     again = from_pretrained(tmp_path / "model", lambda index: copy.deepcopy(layer))
@@ -249,7 +250,7 @@ def test_pickles_are_never_loaded(request: pytest.FixtureRequest, which: str) ->
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     model = attach(tiny_model("Llama"), RoutedLayers(num_experts=4))
     layer = model.model.layers[1].mlp
-    layer.router = RoutedLayers("soft", num_experts=4).build(16, 4).router
+    layer.router = build_stack(RoutedLayers("soft", num_experts=4), 16, 4, 1)[0].router
     with pytest.raises(InputError, match="layer 1 was changed since it was attached"):
         save_pretrained(model, tmp_path / "model")
     model = attach(tiny_model("Olmoe"))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from polypath.errors import InputError
 from polypath.language import RoutedLayers
+from polypath.language.stacks import build_stack
 from polypath.routing import RoutingContext, losses
 
 ROUTERS = ["top-k", "expert-choice", "hash", "soft"]
@@ -22,7 +23,7 @@ def test_json_keeps_every_value(router: str) -> None:
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_built_layer_is_what_the_config_says(router: str) -> None:
-    layer = RoutedLayers(router=router, num_experts=4, k=2, hidden=3).build(8, 99)
+    layer = build_stack(RoutedLayers(router=router, num_experts=4, k=2, hidden=3), 8, 99, 1)[0]
     routing = layer.route(torch.randn(5, 8), CONTEXT)
     assert layer.experts.down_proj.shape == (4, 8, 3)
     assert routing.num_experts == 4
@@ -31,11 +32,13 @@ def test_built_layer_is_what_the_config_says(router: str) -> None:
 
 
 def test_width_is_the_hosts_unless_told() -> None:
-    assert RoutedLayers().build(8, 12).experts.down_proj.shape == (8, 8, 12)
+    assert build_stack(RoutedLayers(), 8, 12, 1)[0].experts.down_proj.shape == (8, 8, 12)
 
 
 def test_shared_expert_serves_everything() -> None:
-    layer = RoutedLayers(num_experts=2, k=1, hidden=3, shared_hidden=5, kind="geglu").build(8, 3)
+    layer = build_stack(
+        RoutedLayers(num_experts=2, k=1, hidden=3, shared_hidden=5, kind="geglu"), 8, 3, 1
+    )[0]
     x = torch.randn(6, 8)
     assert layer.shared.up.weight.shape == (10, 8)
     torch.testing.assert_close(layer(x), layer.experts(x, layer.last) + layer.shared(x))
@@ -50,7 +53,7 @@ def test_top_k_balances_unless_told_otherwise() -> None:
 
 def test_losses_keep_their_names_and_weights() -> None:
     weights = {"load_balance": 1.0, "sequence_balance": 2.0, "router_z": 3.0, "entropy": 4.0}
-    layer = RoutedLayers(num_experts=4, losses=weights).build(8, 3)
+    layer = build_stack(RoutedLayers(num_experts=4, losses=weights), 8, 3, 1)[0]
     layer(torch.randn(1, 5, 8))
     values = losses(layer)
     assert values.keys() == weights.keys()
@@ -108,6 +111,6 @@ def test_any_top_k_within_range_builds(k: int, num_experts: int, bias: bool) -> 
         return
     own = RoutedLayers(**values)
     assert asdict(own) == own.to_json()
-    layer = own.build(4, 3)
+    layer = build_stack(own, 4, 3, 1)[0]
     assert layer(torch.randn(2, 3, 4)).shape == (2, 3, 4)
     assert layer.last.experts.shape == (6, k)

@@ -6,6 +6,7 @@ from transformers import AutoModel, PreTrainedModel
 from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach
+from polypath.language.stacks import build_stack
 from polypath.routing import (
     MoE,
     Routing,
@@ -37,7 +38,7 @@ def noting(model: PreTrainedModel, layers: list[int] | None = None) -> list[Noti
     """Routed layers in `model`; their routers, which note what they are told."""
 
     def make(index: int) -> MoE:
-        layer = RoutedLayers(num_experts=4, hidden=4).build(16, 4)
+        layer = build_stack(RoutedLayers(num_experts=4, hidden=4), 16, 4, 1)[0]
         layer.router = Noting(layer.router)
         return layer
 

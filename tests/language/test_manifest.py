@@ -11,19 +11,24 @@ from polypath.routing import routed_layers
 
 def layers_of(folder: Path, **changes: Any) -> dict[str, Any]:
     layers = json.loads((folder / "polypath.json").read_text())["layers"]
-    return layers | {"1": layers["1"] | changes}
+    return {index: layer | changes for index, layer in layers.items()}
 
 
 def test_wrong_descriptions_get_one_line(folder: Path) -> None:
     path = folder / "polypath.json"
     whole = path.read_text()
     for changes, message in [
-        ({"version": 2}, "polypath.json has version 2; this polypath reads version 1"),
+        ({"version": 3}, "polypath.json has version 3; this polypath reads version 2"),
+        ({"stacks": [[0, 7]]}, "`stacks` are not lists of the indices of equal layers"),
+        ({"stacks": 3}, "`stacks` are not lists of the indices of equal layers"),
         ({"layers": layers_of(folder, router="topk")}, "unknown router 'topk'; did you mean"),
         ({"layers": layers_of(folder, k=5)}, "k=5 of num_experts=4"),
         ({"layers": layers_of(folder, num_expert=5)}, "did you mean 'num_experts'?"),
-        ({"layers": {"7": "adopted"}}, "no layer 7; the model has layers 0 to 2"),
-        ({"layers": {"1": "adopted"}}, "layer 1 of the model has no experts to adopt"),
+        ({"layers": {"7": "adopted"}, "stacks": []}, "no layer 7; the model has layers 0 to 2"),
+        (
+            {"layers": {"1": "adopted"}, "stacks": []},
+            "layer 1 of the model has no experts to adopt",
+        ),
         ({"layers": {"1": 5}}, "layer 1 is 5; an object is right"),
         ({"layers": {"one": {}}}, "its `layers` are not an object from indices to layers"),
         ({"layers": 1}, "its `layers` are not an object from indices to layers"),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from polypath.language import from_pretrained
-from polypath.recipes.moe_lm import Config, build
+from polypath.recipes.moe_lm import Config, arms
+from polypath.recipes.text import build
 from polypath.routing import routed_layers
 from polypath.training.checkpoint import load_state
 
@@ -61,7 +62,7 @@ def test_arms_have_equal_active_and_equal_total_parameters():
 
     def feed_forward(arm):
         with torch.device("meta"):
-            model = build(config, arm, 256)
+            model = build(config, arms(config)[arm], 256)
         return {
             name: p.numel() for name, p in model.named_parameters() if ".mlp." in name
         }, routed_layers(model)

@@ -2,7 +2,8 @@
 
 A model whose routed layers are all adopted, or that has none, is a plain transformers checkpoint.
 Any other is one whose weights have the names of this library's layers, and a `polypath.json` that
-says what they are: {"version": 1, "layers": {"0": RoutedLayers | "adopted" | "function"}}.
+says what they are: {"version": 2, "layers": {"0": RoutedLayers | "adopted" | "function"}, "stacks":
+lists of the indices of layers that were attached together}.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,11 +30,13 @@ from polypath.language.folders import replaced
 from polypath.language.hosting import Make, adopt_layers, native_layers, place
 from polypath.language.manifest import (
     DESCRIPTION,
-    describe,
+    Layer,
     in_one_line,
+    layers_of,
     model_class,
     read_config,
     read_description,
+    stacks_of,
     write_description,
 )
 from polypath.language.shards import Shapes, check_experts, read_shapes, read_state
@@ -64,14 +67,15 @@ def save_pretrained(
     if not is_main_process:
         return
     decoder = decoder_of(model)
-    origins = decoder.host.origins
-    layers = {index: describe(origins.get(index)) for index in decoder.routed()}
+    layers = layers_of(decoder)
     plain = all(layer == "adopted" for layer in layers.values())
     state = dict(model.state_dict() if state_dict is None else state_dict)
     if plain:
         native = _native_names(model)
         state = {native.get(name, name): tensor for name, tensor in state.items()}
     _check_loadable(model, {} if plain else layers, _shapes(state))
+    for name in _repeated(model):
+        state.pop(name, None)
     with replaced(Path(folder), _is_own) as draft, _quiet():
         write = type(model).save_pretrained  # the model's own may be this function
         write(
@@ -137,11 +141,23 @@ def _native_names(model: PreTrainedModel) -> dict[str, str]:
     return native
 
 
+def _repeated(model: PreTrainedModel) -> set[str]:
+    """The further names of tensors that several routed layers share; a file holds each once."""
+    prefixes = tuple(f"{name}." for name in _names(model).values())
+    known: set[int] = set()
+    repeated = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name.startswith(prefixes) and id(tensor) in known:
+            repeated.add(name)
+        known.add(id(tensor))
+    return repeated
+
+
 def _shapes(state: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _check_loadable(model: PreTrainedModel, layers: Mapping[int, Any], shapes: Shapes) -> None:
+def _check_loadable(model: PreTrainedModel, layers: Mapping[int, Layer], shapes: Shapes) -> None:
     """Raise InputError when `from_pretrained` would not build what the model is."""
     known = {index: layer for index, layer in layers.items() if layer != "function"}
     with torch.device("meta"):
@@ -182,7 +198,7 @@ def _some(names: set[str]) -> str:
 def _blank(
     kind: type[PreTrainedModel],
     config: PretrainedConfig,
-    layers: Mapping[int, Any],
+    layers: Mapping[int, Layer],
     routed: Make | None,
 ) -> PreTrainedModel:
     """A model with the described layers, its parameters not initialised."""
@@ -194,14 +210,14 @@ def _blank(
                 raise InputError(
                     f"no layer {index}; the model has layers 0 to {len(decoder.layers) - 1}"
                 )
-            if isinstance(layer, dict):
-                place(decoder, RoutedLayers.from_json(layer), [index])
-            elif routed is not None and layer == "function":
+            if layer == "function" and routed is not None:
                 place(decoder, routed, [index])
-            elif index in native_layers(decoder):
+            elif layer == "adopted" and index in native_layers(decoder):
                 adopt_layers(decoder, [index])
-            else:
+            elif isinstance(layer, str):
                 raise InputError(f"layer {index} of the model has no experts to adopt")
+        for stack in stacks_of(layers):
+            place(decoder, cast(RoutedLayers, layers[stack[0]]), stack)
     model.tie_weights()
     return model
 

@@ -8,22 +8,16 @@ from functools import partial
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torch import nn
-
 from polypath.errors import InputError, unknown
-from polypath.experts.feedforward import FeedForwardExperts, Kind
-from polypath.experts.shared import SharedExpert
+from polypath.experts.feedforward import Kind
+from polypath.language.options import OPTIONS, READS
 from polypath.routing import (
     AuxiliaryLoss,
     Entropy,
-    ExpertChoiceRouter,
-    HashRouter,
     Importance,
+    LayerLoss,
     LoadBalance,
-    MoE,
     RouterZ,
-    SoftRouter,
-    TopKRouter,
 )
 
 LOSSES: dict[str, Callable[[float], AuxiliaryLoss]] = {
@@ -33,21 +27,14 @@ LOSSES: dict[str, Callable[[float], AuxiliaryLoss]] = {
     "router_z": RouterZ,
     "entropy": Entropy,
 }
-
-# What each router takes beside the number of experts.
-READS = {
-    "top-k": {"k", "scorer", "gate", "capacity", "bias_rate", "losses"},
-    "expert-choice": {"k", "scorer", "losses"},
-    "hash": {"k"},
-    "soft": {"scorer", "losses"},
-}
+LAYER_LOSSES: dict[str, Callable[[float], LayerLoss]] = {}
 
 
 @dataclass(frozen=True)
 class RoutedLayers:
-    """What the routed layers of a model are.
+    """What the routed layers of a model are; `build_stack` builds them.
 
-    router: "top-k", "expert-choice", "hash" or "soft", see `polypath.routing`.
+    router: who chooses, a name in `polypath.language.options.READS`; see `polypath.routing`.
     num_experts: experts in each layer.
     k: experts per token; their mean number for "expert-choice"; "soft" uses all.
     hidden: width of each expert; the width of the host's own feed-forward layer when None.
@@ -58,13 +45,15 @@ class RoutedLayers:
     capacity: an expert drops what exceeds capacity · T · k / E tokens; None for no limit; "top-k".
     bias_rate: rate of a selection bias that balances without a loss; None for none; for "top-k".
     losses: weights of auxiliary losses by name: load_balance, sequence_balance (within each
-        sequence), importance, router_z, entropy. When None: load_balance 0.01 for a "top-k" router
+        sequence), importance, router_z, entropy; and of losses on the parameters of a layer:
+        those of LAYER_LOSSES. When None: load_balance 0.01 for a "top-k" router
         without bias_rate, nothing for others.
+    options: what this router alone has, see `polypath.language.options`.
     Raises InputError for an unknown name, a wrong type, a number out of range, or a value that the
     router does not read.
     """
 
-    router: Literal["top-k", "expert-choice", "hash", "soft"] = "top-k"
+    router: str = "top-k"
     num_experts: int = 8
     k: int = 2
     hidden: int | None = None
@@ -75,11 +64,15 @@ class RoutedLayers:
     capacity: float | None = None
     bias_rate: float | None = None
     losses: Mapping[str, float] | None = None
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if self.router not in READS:
+            raise InputError(f"RoutedLayers: {unknown('router', str(self.router), READS)}")
         hints = get_type_hints(type(self))
         for f in fields(self):
             _check(f.name, getattr(self, f.name), hints[f.name])
+        self.own_options()
         balanced = self.router != "top-k" or self.bias_rate is not None
         usual = {} if balanced else {"load_balance": 0.01}
         object.__setattr__(self, "losses", dict(usual if self.losses is None else self.losses))
@@ -89,8 +82,8 @@ class RoutedLayers:
 
     def _check_losses(self) -> None:
         for name, weight in (self.losses or {}).items():
-            if name not in LOSSES:
-                raise InputError(f"RoutedLayers.losses: {unknown('loss', name, LOSSES)}")
+            if name not in (known := LOSSES | LAYER_LOSSES):
+                raise InputError(f"RoutedLayers.losses: {unknown('loss', name, known)}")
             _check(f"losses[{name!r}]", weight, float)
 
     def _check_ranges(self) -> None:
@@ -118,33 +111,20 @@ class RoutedLayers:
                     f"RoutedLayers.{f.name}={value!r}: a {self.router!r} router has no {f.name}"
                 )
 
-    def build(self, dim: int, hidden_default: int) -> MoE:
-        """A new layer for things of D = `dim`; drawn from torch's global generator."""
-        hidden = self.hidden or hidden_default
-        experts = FeedForwardExperts(self.num_experts, dim, hidden, self.kind)
-        shared = SharedExpert(dim, self.shared_hidden, self.kind) if self.shared_hidden else None
-        return MoE(self._router(dim), experts, shared)
-
-    def _router(self, dim: int) -> nn.Module:
-        losses = [LOSSES[name](weight) for name, weight in (self.losses or {}).items()]
-        match self.router:
-            case "top-k":
-                return TopKRouter(
-                    dim,
-                    self.num_experts,
-                    self.k,
-                    self.scorer,
-                    self.gate,
-                    losses,
-                    self.capacity,
-                    self.bias_rate,
-                )
-            case "expert-choice":
-                return ExpertChoiceRouter(dim, self.num_experts, float(self.k), self.scorer, losses)
-            case "hash":
-                return HashRouter(self.num_experts, self.k)
-            case "soft":
-                return SoftRouter(dim, self.num_experts, self.scorer, losses)
+    def own_options(self) -> Any:
+        """The options of this router, an instance of OPTIONS[router], or None where it has none."""
+        given = dict(self.options or {})
+        kind = OPTIONS.get(self.router)
+        if kind is None:
+            if given:
+                raise InputError(f"RoutedLayers.options: a {self.router!r} router has none")
+            return None
+        hints = get_type_hints(kind)
+        for name, value in given.items():
+            if name not in hints:
+                raise InputError(f"RoutedLayers.options: {unknown('option', name, hints)}")
+            _check(f"options[{name!r}]", value, hints[name])
+        return kind(**given)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -171,7 +151,7 @@ def _check(name: str, value: Any, hint: Any) -> None:
         return
     kinds = [get_origin(part) or part for part in parts] if NoneType in parts else [hint]
     allowed = (*kinds, int) if float in kinds else tuple(kinds)
-    if not isinstance(value, allowed) or isinstance(value, bool):
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
         right = " or ".join(_WORDS[kind] for kind in kinds)
         raise InputError(f"RoutedLayers.{name}: expected {right}, not {value!r:.60}")
 
@@ -179,6 +159,8 @@ def _check(name: str, value: Any, hint: Any) -> None:
 _WORDS = {
     int: "a whole number",
     float: "a number",
+    str: "a name",
+    bool: "true or false",
     Mapping: "a mapping of names to numbers",
     NoneType: "None",
 }

@@ -9,6 +9,7 @@ from polypath.language.adopt import Native, adopt, release
 from polypath.language.config import RoutedLayers
 from polypath.language.context import connect
 from polypath.language.families import Decoder
+from polypath.language.stacks import build_stack
 from polypath.routing import MoE
 
 Make = Callable[[int], MoE]
@@ -16,7 +17,16 @@ Make = Callable[[int], MoE]
 
 def place(decoder: Decoder, routed: RoutedLayers | Make, indices: Iterable[int]) -> None:
     """Put new layers in the places at `indices`, all of them or, on an error, none."""
-    built = {index: _built(decoder, routed, index) for index in indices}
+    places = sorted(indices)
+    if isinstance(routed, RoutedLayers):
+        config = decoder.module.config
+        width = decoder.family.width(config)
+        made = build_stack(routed, config.hidden_size, width, len(places))
+    else:
+        made = [_made(routed, index) for index in places]
+    built = {
+        index: _fitted(decoder, layer, index) for index, layer in zip(places, made, strict=True)
+    }
     for index, layer in built.items():
         decoder.put(index, layer)
         decoder.host.origins[index] = routed if isinstance(routed, RoutedLayers) else None
@@ -56,17 +66,17 @@ def release_layers(decoder: Decoder) -> list[int]:
     return list(adopted)
 
 
-def _built(decoder: Decoder, routed: RoutedLayers | Make, index: int) -> MoE:
+def _made(make: Make, index: int) -> MoE:
+    layer = make(index)
+    if not isinstance(layer, MoE):
+        raise InputError(
+            f"attach: the function made a {type(layer).__name__} for layer {index}; "
+            "a polypath.MoE is right"
+        )
+    return layer
+
+
+def _fitted(decoder: Decoder, layer: MoE, index: int) -> MoE:
     """A new routed layer with the dtype and device of the attention before it."""
-    if isinstance(routed, RoutedLayers):
-        config = decoder.module.config
-        layer = routed.build(config.hidden_size, decoder.family.width(config))
-    else:
-        layer = routed(index)
-        if not isinstance(layer, MoE):
-            raise InputError(
-                f"attach: the function made a {type(layer).__name__} for layer {index}; "
-                "a polypath.MoE is right"
-            )
     beside = next(decoder.attention(index).parameters())
     return layer.to(beside.device, beside.dtype).train(decoder.mlp(index).training)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -14,29 +14,49 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from polypath.errors import InputError
 from polypath.language.adopt import Native
 from polypath.language.config import RoutedLayers
+from polypath.language.families import Decoder
 from polypath.language.folders import former
 from polypath.language.hosting import Make
 from polypath.language.shards import read_json
 
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "polypath.json"
 
 
-def describe(origin: Any) -> dict[str, Any] | str:
-    """A layer for `polypath.json`, from what a host knows of its origin."""
+Layer = RoutedLayers | Literal["adopted", "function"]
+
+
+def layers_of(decoder: Decoder) -> dict[int, Layer]:
+    """What each routed layer of a decoder is, by its index; layers of one stack are one object."""
+    origins = decoder.host.origins
+    return {index: _origin(origins.get(index)) for index in decoder.routed()}
+
+
+def _origin(origin: Any) -> Layer:
     if isinstance(origin, RoutedLayers):
-        return origin.to_json()
+        return origin
     return "adopted" if isinstance(origin, Native) else "function"
 
 
-def write_description(folder: Path, layers: Mapping[int, Any]) -> None:
-    """Write what the layers are, each as `describe` gives it."""
-    text = json.dumps({"version": VERSION, "layers": layers}, indent=1)
+def stacks_of(layers: Mapping[int, Layer]) -> list[list[int]]:
+    """The indices of layers that were, or are to be, built together."""
+    stacks: dict[int, list[int]] = {}
+    for index, layer in sorted(layers.items()):
+        if isinstance(layer, RoutedLayers):
+            stacks.setdefault(id(layer), []).append(index)
+    return list(stacks.values())
+
+
+def write_description(folder: Path, layers: Mapping[int, Layer]) -> None:
+    """Write what the layers are, and which belong together."""
+    told = {i: x.to_json() if isinstance(x, RoutedLayers) else x for i, x in layers.items()}
+    values = {"version": VERSION, "layers": told, "stacks": stacks_of(layers)}
+    text = json.dumps(values, indent=1)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
-def read_description(path: Path, routed: Make | None) -> dict[int, Any]:
-    """The layers that a `polypath.json` describes, by their index."""
+def read_description(path: Path, routed: Make | None) -> dict[int, Layer]:
+    """The layers that a `polypath.json` describes, by their index; those of a stack one object."""
     values = read_json(path)
     version = values.get("version") if isinstance(values, dict) else None
     if version != VERSION:
@@ -51,7 +71,31 @@ def read_description(path: Path, routed: Make | None) -> dict[int, Any]:
             )
         if not isinstance(layer, dict) and layer not in ("adopted", "function"):
             raise InputError(f"{path}: layer {index} is {layer!r:.40}; an object is right")
-    return {int(index): layer for index, layer in layers.items()}
+    described = {int(index): _described(path, layer) for index, layer in layers.items()}
+    return described | _together(path, described, values.get("stacks"))
+
+
+def _described(path: Path, layer: Any) -> Layer:
+    if not isinstance(layer, dict):
+        return layer
+    try:
+        return RoutedLayers.from_json(layer)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _together(path: Path, layers: Mapping[int, Layer], stacks: Any) -> dict[int, Layer]:
+    """The layers of each stack as one object."""
+    try:
+        groups = [[(index, layers[index]) for index in stack] for stack in stacks]
+    except (TypeError, KeyError):
+        groups = []
+    built = {i for i, layer in layers.items() if isinstance(layer, RoutedLayers)}
+    if {index for group in groups for index, _ in group} != built or any(
+        layer != group[0][1] for group in groups for _, layer in group
+    ):
+        raise InputError(f"{path}: its `stacks` are not lists of the indices of equal layers")
+    return {index: group[0][1] for group in groups for index, _ in group}
 
 
 def read_config(folder: Path) -> PretrainedConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ class Part:
     """One arm under one seed.
 
     build: the vocabulary's size to a model, drawn from torch's generator; importable by name.
+    around: from the model and a step to a context in which the step runs; importable by name.
     """
 
     arm: str
@@ -37,6 +39,7 @@ class Part:
     batch_size: int
     validation_windows: int
     shard_experts: bool = False
+    around: Callable[[nn.Module, int], AbstractContextManager[None]] | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +62,7 @@ class Part:
             run=self.run,
             arm=self.arm,
             seed=self.seed,
+            around=self.around,
         )
 
 
@@ -125,16 +129,22 @@ def curve(part: Part, split: str) -> list[dict]:
     return sorted(lines, key=lambda line: line["step"])
 
 
-def parameters(part: Part, experts_per_token: float = 0.0) -> tuple[int, float]:
-    """How many parameters the part's model has, and how many of them a token meets on average."""
+def parameters(part: Part) -> tuple[int, float]:
+    """How many parameters the part's model has, and how many of them a token meets on average.
+
+    A token of the first validation batch meets as many experts as it chose, layer by layer.
+    """
     with torch.device("meta"):
         model = part.build(kept_text(part.run.folder / "data").tokenizer.vocab_size)
     total = sum(parameter.numel() for parameter in model.parameters())
+    met = curve(part, "valid")[-1].get("count", {})
+    banks = {layer.experts: 0.0 for layer in routed_layers(model).values()}
+    for name, layer in routed_layers(model).items():
+        banks[layer.experts] += met[name]
     active = float(total)
-    for layer in routed_layers(model).values():
-        stacked = list(layer.experts.parameters())
-        share = experts_per_token / len(stacked[0])
-        active -= sum(parameter.numel() for parameter in stacked) * (1 - share)
+    for experts, count in banks.items():  # a bank may serve several layers
+        stacked = list(experts.parameters())
+        active -= sum(p.numel() for p in stacked) * (1 - count / len(stacked[0]))
     return total, active
 
 
@@ -157,11 +167,11 @@ def routes_on(model: nn.Module, windows: torch.Tensor, batch_size: int = 32) -> 
     return routes
 
 
-def table(by_arm: dict[str, list[Part]], experts_per_token: float) -> Table:
+def table(by_arm: dict[str, list[Part]]) -> Table:
     """The arms side by side: sizes, validation bits per byte with its interval, pace."""
     rows: list[list[str | float | None]] = []
     for arm, parts in by_arm.items():
-        total, active = parameters(parts[0], experts_per_token)
+        total, active = parameters(parts[0])
         finals = [final(part) for part in parts]
         mean, low, high = estimate([result.bits_per_byte for result in finals])
         interval = "" if low is None else f"{low:.3f} … {high:.3f}"

@@ -4,10 +4,12 @@ from polypath.routing.auxiliary import (
     AuxiliaryLoss,
     Entropy,
     Importance,
+    LayerLoss,
     LoadBalance,
     RouterZ,
     whole_batch,
 )
+from polypath.routing.candidates import Candidates, OnlyExperts
 from polypath.routing.context import RoutingContext, current, given
 from polypath.routing.dispatch import dispatch
 from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
@@ -27,16 +29,19 @@ from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK
 __all__ = [
     "All",
     "AuxiliaryLoss",
+    "Candidates",
     "CosineScorer",
     "Entropy",
     "ExpertChoice",
     "ExpertChoiceRouter",
     "HashRouter",
     "Importance",
+    "LayerLoss",
     "LinearScorer",
     "LoadBalance",
     "MoE",
     "NoisyLinearScorer",
+    "OnlyExperts",
     "Router",
     "RouterZ",
     "Routes",

@@ -23,11 +23,9 @@ from polypath.routing.layer import rehearsal
 from polypath.routing.record import Routing
 
 
-class AuxiliaryLoss(nn.Module):
-    """A loss on one layer's routing; `weight` multiplies it.
+class _Shared(nn.Module):
+    """A loss of which every part of a global batch gives its share; `weight` multiplies it.
 
-    A subclass names itself and gives `sums(routing, context)`, (S,), additive over things, whose
-    last entry is the number of counted things, and `value(sums)`, a scalar.
     Under torch.distributed a forward with gradients adds sums up over ranks, so all ranks have to
     run alike; one without gradients gives the loss of its own things and asks nobody.
     """
@@ -40,6 +38,26 @@ class AuxiliaryLoss(nn.Module):
         self._whole: Tensor | None = None
         self._counting = False
 
+    def _over_batch(self, own: Tensor) -> Tensor | None:
+        """The sums of the whole global batch, without history; None while they are counted."""
+        if self._counting:
+            self._whole = own.detach() if self._whole is None else self._whole + own.detach()
+            return None
+        if self._whole is not None:
+            return self._whole
+        return _over_ranks(own.detach()) if torch.is_grad_enabled() else own.detach()
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight}"
+
+
+class AuxiliaryLoss(_Shared):
+    """A loss on one layer's routing, part of its router.
+
+    A subclass names itself and gives `sums(routing, context)`, (S,), additive over things, whose
+    last entry is the number of counted things, and `value(sums)`, a scalar.
+    """
+
     def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
         raise NotImplementedError
 
@@ -49,18 +67,35 @@ class AuxiliaryLoss(nn.Module):
     def forward(self, routing: Routing, context: RoutingContext) -> Tensor:
         """The part's share of the loss over the whole global batch, a scalar."""
         own = self.sums(routing, context)
-        if self._counting:
-            self._whole = own.detach() if self._whole is None else self._whole + own.detach()
-            return own.new_zeros(())
-        whole = self._whole
+        whole = self._over_batch(own)
         if whole is None:
-            whole = _over_ranks(own.detach()) if torch.is_grad_enabled() else own
+            return own.new_zeros(())
         loss = self.value(whole + (own - own.detach()))
         share = own[-1].detach() / whole[-1].clamp_min(1)
         return self.weight * (loss - loss.detach() * (1 - share))
 
-    def extra_repr(self) -> str:
-        return f"weight={self.weight}"
+
+class LayerLoss(_Shared):
+    """A loss on the parameters of a layer, whatever the things are; part of a MoE, in training.
+
+    A subclass names itself and gives `check(router, experts)`, which raises InputError for a layer
+    that it cannot be a loss of, and `penalty(router, experts)`, a scalar.
+    """
+
+    def check(self, router: nn.Module, experts: nn.Module) -> None:
+        raise NotImplementedError
+
+    def penalty(self, router: nn.Module, experts: nn.Module) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, routing: Routing, router: nn.Module, experts: nn.Module) -> Tensor:
+        """The part's share of the penalty, by counted things; all of it where nothing counts."""
+        own = _counted(routing).sum()
+        whole = self._over_batch(own)
+        if whole is None:
+            return own.new_zeros(())
+        share = torch.where(whole > 0, own / whole.clamp_min(1), 1.0)
+        return self.weight * share * self.penalty(router, experts)
 
 
 class LoadBalance(AuxiliaryLoss):
@@ -200,7 +235,7 @@ def whole_batch(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> Iterat
         block, in the same order, and choose alike.
     Costs one forward more; only worth it with two parts or more, and exact then.
     """
-    parts = [m for m in model.modules() if isinstance(m, AuxiliaryLoss)]
+    parts = [m for m in model.modules() if isinstance(m, _Shared)]
     if not parts:
         yield
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,26 @@ class MoE(nn.Module):
 
     router: x (T, D), context to Routing. experts: x (T, D), Routing to y (T, D).
     shared: a module (T, D) to (T, D) that serves everything, or None.
+    losses: a `LayerLoss` each, on the router's and the experts' parameters together, in training;
+        the layer keeps copies. Raises InputError where one does not fit the router or the experts.
     Source: Shazeer et al. 2017, equation 1; shared experts: DeepSeekMoE (2024).
     """
 
-    def __init__(self, router: nn.Module, experts: nn.Module, shared: nn.Module | None = None):
+    def __init__(
+        self,
+        router: nn.Module,
+        experts: nn.Module,
+        shared: nn.Module | None = None,
+        losses: Iterable[Any] = (),
+    ) -> None:
         super().__init__()
         self.router = router
         self.experts = experts
         self.shared = shared
+        self.losses = nn.ModuleDict()
+        for loss in losses:
+            loss.check(router, experts)
+            self.losses[loss.name] = deepcopy(loss)
         self.listeners: list[Listener] = []
         self.override: Override | None = None
         self.last: Routing | None = None
@@ -42,6 +55,11 @@ class MoE(nn.Module):
             context = replace(context, shape=tuple(x.shape[:-1]))
         rows = x.reshape(-1, x.shape[-1])
         routing = self.route(rows, context)
+        if self.training and self.losses:
+            own = {
+                name: loss(routing, self.router, self.experts) for name, loss in self.losses.items()
+            }
+            routing = replace(routing, losses={**routing.losses, **own})
         self.last = routing
         for listener in self.listeners:
             listener(self, routing)
@@ -49,6 +67,9 @@ class MoE(nn.Module):
         if self.shared is not None:
             y = y + self.shared(rows)
         return y.view(x.shape)
+
+    def _own_losses(self, routing: Routing) -> dict[str, Tensor]:
+        return {n: loss(routing, self.router, self.experts) for n, loss in self.losses.items()}
 
     def route(self, rows: Tensor, context: RoutingContext) -> Routing:
         """The routing of rows (T, D): the router's, unless `replay` put another in its place."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polypath.errors import InputError, unknown
 from polypath.routing.auxiliary import AuxiliaryLoss
+from polypath.routing.candidates import Candidates
 from polypath.routing.context import RoutingContext
 from polypath.routing.gates import Gate, SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.record import Routing
@@ -27,12 +28,15 @@ SCORERS = {"linear": LinearScorer, "cosine": CosineScorer, "noisy": NoisyLinearS
 class Router(nn.Module):
     """Decides which experts serve each thing: x (T, D) and a context to a Routing.
 
-    scorer: x, context to scores (T, E).
+    scorer: x, context to scores (T, E); or to scores and a state (T, ...) that the router of the
+        next layer may read as `context.previous.state`.
     selection: scores, probabilities, context to experts (T, K); it is given the scores in the place
         of probabilities where the gate has none.
     gate: scores to probabilities (T, E) or None, and both with experts to weights (T, K).
     losses: auxiliary losses of this layer's routing, on its choices before any are dropped. The
         router keeps copies, for each layer counts for itself.
+    candidates: context to the experts that may be chosen in this step, (E,) or (T, E) bool, or None
+        for all; see `polypath.routing.candidates`.
     capacity: an expert serves at most ⌈capacity · T · K / E⌉ things and drops the rest; None for no
         limit. Padding then is not served.
     Everything is computed outside of autocast, so that choices do not depend on it.
@@ -46,6 +50,7 @@ class Router(nn.Module):
         gate: Gate,
         losses: Iterable[AuxiliaryLoss] = (),
         capacity: float | None = None,
+        candidates: Candidates | None = None,
     ) -> None:
         super().__init__()
         if capacity is not None and capacity <= 0:
@@ -53,6 +58,7 @@ class Router(nn.Module):
         self.scorer = scorer
         self.selection = selection
         self.gate = gate
+        self.candidates = candidates
         self.losses = nn.ModuleDict()
         self.capacity = capacity
         for loss in losses:
@@ -69,20 +75,16 @@ class Router(nn.Module):
             return self._route(x, context)
 
     def _route(self, x: Tensor, context: RoutingContext) -> Routing:
-        scores = self.scorer(x, context)
+        scored = self.scorer(x, context)
+        scores, state = scored if isinstance(scored, tuple) else (scored, None)
         context.check(len(x), scores.shape[1])
-        if context.candidates is not None:
-            scores = scores.masked_fill(~context.candidates, -torch.inf)
-        probabilities = self.gate.probabilities(scores)
-        if context.candidates is not None and probabilities is not None:
-            # A softmax over no candidates at all is NaN.
-            probabilities = probabilities.masked_fill(~context.candidates, 0.0)
+        scores, probabilities = self._open(scores, context)
         experts = context.experts
         if experts is None:
             ranked = scores if probabilities is None else probabilities
             experts = self.selection(scores, ranked, context)
         weights = self.gate.weights(scores, probabilities, experts)
-        routing = Routing(scores, experts, weights, probabilities, context.mask)
+        routing = Routing(scores, experts, weights, probabilities, context.mask, state=state)
         if not self.losses and self.capacity is None:
             return routing
         losses = {name: loss(routing, context) for name, loss in self.losses.items()}
@@ -90,6 +92,23 @@ class Router(nn.Module):
             experts = within_capacity(experts, scores.shape[1], self.capacity, context.mask)
             weights = weights.masked_fill(experts < 0, 0.0)
         return replace(routing, experts=experts, weights=weights, losses=losses)
+
+    def _open(self, scores: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor | None]:
+        """Scores and probabilities of the experts that may be chosen; -inf and 0 of the others."""
+        limits = [(context.candidates, True)]
+        if (own := self.candidates) is not None and (allowed := own(context)) is not None:
+            limits.append((allowed.to(scores.device), own.renormalise))
+        for allowed, renormalise in limits:
+            if allowed is not None and renormalise:
+                scores = scores.masked_fill(~allowed, -torch.inf)
+        probabilities = self.gate.probabilities(scores)
+        for allowed, _ in limits:
+            if allowed is None:
+                continue
+            scores = scores.masked_fill(~allowed, -torch.inf)
+            if probabilities is not None:  # a softmax over no candidates at all is NaN
+                probabilities = probabilities.masked_fill(~allowed, 0.0)
+        return scores, probabilities
 
     def extra_repr(self) -> str:
         return "" if self.capacity is None else f"capacity={self.capacity}"

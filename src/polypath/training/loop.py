@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polypath.errors import InputError
-from polypath.routing import losses, record, routed_layers, update_biases, whole_batch
+from polypath.routing import given, losses, record, routed_layers, update_biases, whole_batch
 from polypath.training import distribution
 from polypath.training.checkpoint import load_state, save_state
 from polypath.training.interrupt import Interrupted
@@ -61,7 +61,10 @@ class Validation:
 
 @dataclass
 class Training:
-    """One model in training: its optimiser, its place, and how it is saved and taken up again."""
+    """One model in training: its optimiser, its place, and how it is saved and taken up again.
+
+    around: from the model and a step to a context in which the step's forwards run.
+    """
 
     model: nn.Module
     data: Batches
@@ -70,6 +73,7 @@ class Training:
     run: Run
     arm: str
     seed: int
+    around: Callable[[nn.Module, int], AbstractContextManager[None]] | None = None
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -110,7 +114,7 @@ class Training:
         parts = batch.chunk(self.settings.accumulate)
         targets = batch[:, 1:].numel() * distribution.world()
         nats = batch.new_zeros((), dtype=torch.float32)
-        with self.counted(parts):
+        with self.surrounded(), self.counted(parts):
             for part in parts:
                 share = self.nats(part) / targets
                 (share + sum(losses(self.model).values())).backward()
@@ -130,6 +134,13 @@ class Training:
         self.tokens += targets
         self.seconds += time.perf_counter() - began
         return loss
+
+    @contextmanager
+    def surrounded(self) -> Iterator[None]:
+        """What a step's forwards are told: the step, and what `around` does to the model."""
+        changed = nullcontext() if self.around is None else self.around(self.model, self.step)
+        with given(step=self.step), changed:
+            yield
 
     def counted(self, parts: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Auxiliary losses of the whole batch, which micro-batches alone cannot know."""
@@ -167,8 +178,9 @@ class Training:
         return {"loss": loss, "bits_per_byte": per_byte, **self.routing_facts()}
 
     def routing_facts(self) -> dict[str, Any]:
-        """Mean entropy (nats), where the router has probabilities, and load shares of each layer.
+        """Of each layer: entropy (nats), where its router has probabilities, load shares, experts.
 
+        Means over the things, which choose `count` experts each.
         On the first validation batch.
         """
         if not routed_layers(self.model):
@@ -181,6 +193,7 @@ class Training:
         return {
             "entropy": {name: float(r.entropy().mean()) for name, r in scored.items()},
             "load": {name: (load / load.sum()).tolist() for name, load in loads.items()},
+            "count": {name: float(r.count().float().mean()) for name, r in layers.items()},
         }
 
     def log(self, split: str, **values: Any) -> None:

@@ -1,0 +1,102 @@
+"""Routed layers built from their plain description, a whole stack at once.
+
+At once, because layers may share what lies outside of them: a recurrent cell, a pool of experts, a
+budget that depth divides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from polypath.experts.feedforward import FeedForwardExperts
+from polypath.experts.shared import SharedExpert
+from polypath.language.config import LAYER_LOSSES, LOSSES, RoutedLayers
+from polypath.routing import (
+    AuxiliaryLoss,
+    ExpertChoiceRouter,
+    HashRouter,
+    MoE,
+    Router,
+    SoftRouter,
+    TopKRouter,
+)
+
+Stack = Callable[[RoutedLayers, int, int, int], list[MoE]]
+
+
+def build_stack(routed: RoutedLayers, dim: int, hidden_default: int, count: int) -> list[MoE]:
+    """`count` new layers, from below, for things of D = `dim`.
+
+    hidden_default: the width of an expert where `routed` has none.
+    Drawn from torch's global generator.
+    """
+    return STACKS[routed.router](routed, dim, routed.hidden or hidden_default, count)
+
+
+def bank(routed: RoutedLayers, dim: int, hidden: int) -> FeedForwardExperts:
+    """The experts of one layer."""
+    return FeedForwardExperts(routed.num_experts, dim, hidden, routed.kind)
+
+
+def layer(routed: RoutedLayers, dim: int, router: nn.Module, experts: nn.Module) -> MoE:
+    """One layer of a router and its experts, with what else the description names."""
+    wide = routed.shared_hidden
+    shared = SharedExpert(dim, wide, routed.kind) if wide else None
+    weights = routed.losses or {}
+    losses = [make(weights[name]) for name, make in LAYER_LOSSES.items() if name in weights]
+    return MoE(router, experts, shared, losses)
+
+
+def router_losses(routed: RoutedLayers) -> list[AuxiliaryLoss]:
+    """The auxiliary losses of one router."""
+    weights = routed.losses or {}
+    return [make(weights[name]) for name, make in LOSSES.items() if name in weights]
+
+
+def _apart(make: Callable[[RoutedLayers, int], Router]) -> Stack:
+    """Layers that share nothing, each with a router that `make` gives for D."""
+
+    def stack(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+        layers = []
+        for _ in range(count):
+            experts = bank(routed, dim, hidden)
+            layers.append(layer(routed, dim, make(routed, dim), experts))
+        return layers
+
+    return stack
+
+
+def _top_k(routed: RoutedLayers, dim: int) -> Router:
+    return TopKRouter(
+        dim,
+        routed.num_experts,
+        routed.k,
+        routed.scorer,
+        routed.gate,
+        router_losses(routed),
+        routed.capacity,
+        routed.bias_rate,
+    )
+
+
+def _expert_choice(routed: RoutedLayers, dim: int) -> Router:
+    losses = router_losses(routed)
+    return ExpertChoiceRouter(dim, routed.num_experts, float(routed.k), routed.scorer, losses)
+
+
+def _hash(routed: RoutedLayers, dim: int) -> Router:
+    return HashRouter(routed.num_experts, routed.k)
+
+
+def _soft(routed: RoutedLayers, dim: int) -> Router:
+    return SoftRouter(dim, routed.num_experts, routed.scorer, router_losses(routed))
+
+
+STACKS: dict[str, Stack] = {
+    "top-k": _apart(_top_k),
+    "expert-choice": _apart(_expert_choice),
+    "hash": _apart(_hash),
+    "soft": _apart(_soft),
+}
