@@ -108,7 +108,8 @@ class RoutedLayers:
             value = getattr(self, f.name)
             if f.name in options and value and value != f.default:
                 raise InputError(
-                    f"RoutedLayers.{f.name}={value!r}: a {self.router!r} router has no {f.name}"
+                    f"RoutedLayers: a {self.router!r} router has no {f.name}; "
+                    f"{f.name}={value!r} was given"
                 )
 
     def own_options(self) -> Any:
