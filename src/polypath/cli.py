@@ -1,4 +1,4 @@
-"""The command line: `polypath run`, `polypath report`, `polypath table`."""
+"""The command line: `polypath run`, `polypath compare`, `polypath report`, `polypath table`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ polypath: models that choose their path
   polypath run                    the recipes, one line each
   polypath run NAME               train and compare; ends with a report   (--help for its options)
   polypath run --resume RUN       carry on with a run that was stopped
+  polypath compare NAME NAME …    several systems on the same text and budget, on one page
   polypath report RUN             write the page of a run again
   polypath table [FOLDER]         every result under FOLDER (default: results) as one table
 
@@ -72,6 +73,7 @@ def _command(arguments: list[str]) -> None:
         return
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": _run,
+        "compare": _compare,
         "report": _report,
         "table": _table,
     }
@@ -96,6 +98,13 @@ def _run(arguments: list[str]) -> None:
     recipe = entry.load()
     config, options = _options(entry.name, entry.line, recipe, preset, rest)
     launch(entry.name, recipe, config, **options)
+
+
+def _compare(arguments: list[str]) -> None:
+    """The recipe `compare`, with the systems named first."""
+    count = next((n for n, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    systems, options = arguments[:count], arguments[count:]
+    _run(["compare", *(["--systems", *systems] if systems else []), *options])
 
 
 def _options(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -61,6 +61,14 @@ def figures(part: Part) -> tuple[list[Figure], list[Table]]:
     shown: list[Figure] = [load_map(layers), flow(layers), kind_maps(layers, named)]
     shown.append(explorer(routes.joined(), words))
     return shown, [kind_table(layers, named)]
+
+
+def load_maps(parts: Mapping[str, list[Part]]) -> list[Figure]:
+    """The load of the first seed of every arm."""
+    return [
+        load_map(validation_routes(own[0]), f"Load per layer and expert, {name}")
+        for name, own in parts.items()
+    ]
 
 
 def _passages(part: Part) -> tuple[list[Words], Routes]:

@@ -73,7 +73,7 @@ class Run:
 
     def checkpoint(self, arm: str, seed: int) -> Path:
         """Where the training state of one arm and seed is kept."""
-        return self.folder / "checkpoints" / f"{arm}-seed{seed}.safetensors"
+        return self.folder / "checkpoints" / f"{arm.replace('/', '.')}-seed{seed}.safetensors"
 
     def log(self, **values: Any) -> None:
         """Append one line to the metrics."""
