@@ -7,15 +7,15 @@ floor is one dense product of the same multiply-adds as the experts' products, a
 for forward and backward. Rounds are interleaved, in CPU seconds of the process (in wall seconds on
 a GPU); a multiple is the median over rounds of a contender's time over that of the floor just
 before and after it, so that other work on the machine disturbs little. It is printed only after all
-outputs and gradients have been seen to agree.
+outputs and gradients have been seen to agree. Each size has a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
+import multiprocessing
 import platform
 import random
 import statistics
@@ -23,8 +23,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -364,6 +366,13 @@ def commit() -> str:
     return subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip()
 
 
+def in_a_process(threads: int, work: Callable[..., list[dict]], *arguments: Any) -> list[dict]:
+    """Do it in a process of its own, which memory that others left behind does not slow down."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (threads,)) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three rounds instead of seven")
@@ -375,7 +384,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="contenders whose name has this")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
     console = Console(width=240)
     rounds = 3 if given.quick else given.rounds
     sizes = MAIN + WIDE * given.wide
@@ -384,8 +392,7 @@ def main() -> None:
         if given.sizes and number not in given.sizes:
             continue
         console.print(f"{size}: checking, then {rounds} rounds", style="dim")
-        rows += measure(size, given.device, rounds, given.only)
-        gc.collect()
+        rows += in_a_process(given.threads, measure, size, given.device, rounds, given.only)
     show(console, rows)
     if given.json:
         facts = {"commit": commit(), "machine": machine(given.device), "rounds": rounds}
