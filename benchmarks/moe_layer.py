@@ -15,22 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
-import platform
-import random
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import Call, beside, commit, in_a_process, machine
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -277,26 +271,6 @@ def floor(size: Size, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     return {"forward": forward, "forward+backward": both}
 
 
-def seconds(call: Callable[[], Tensor], after: Callable[[], None], times: int, gpu: bool) -> float:
-    """The mean of `times` calls."""
-    clock = time.perf_counter if gpu else time.process_time
-    total = 0.0
-    for _ in range(times):
-        start = clock()
-        call()
-        if gpu:
-            torch.cuda.synchronize()
-        total += clock() - start
-        after()
-    return total / times
-
-
-def repeats(call: Callable[[], Tensor], after: Callable[[], None], gpu: bool) -> int:
-    """How many calls make a time that the clock can tell."""
-    once = min(seconds(call, after, 1, gpu) for _ in range(2))
-    return max(1, min(100, int(0.02 / max(once, 1e-6))))
-
-
 def measure(size: Size, device: str, rounds: int, only: list[str]) -> list[dict]:
     """One row of results for each pass."""
     gpu = device == "cuda"
@@ -308,23 +282,12 @@ def measure(size: Size, device: str, rounds: int, only: list[str]) -> list[dict]
     floors = floor(size, x)
     rows = []
     for which in PASSES:
-        calls: dict[str, tuple] = {"floor": (floors[which], lambda: None)}
-        for name, run in runs.items():
-            calls[name] = (run.forward if which == "forward" else run.forward_backward, run.forget)
-        times = {name: repeats(call, after, gpu) for name, (call, after) in calls.items()}
-
-        def timed(name: str, calls=calls, times=times) -> float:
-            return seconds(*calls[name], times[name], gpu)
-
-        floor_times = [timed("floor")]
-        multiples: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(rounds):
-            # In a new order each time: what memory one leaves behind is the next one's to clear up.
-            for name in random.Random(number).sample(list(runs), len(runs)):
-                took = timed(name)
-                floor_times.append(timed("floor"))
-                multiples[name].append(2 * took / sum(floor_times[-2:]))
-        row = asdict(size) | {"pass": which, "floor": statistics.median(floor_times)}
+        calls: dict[str, Call] = {
+            name: (run.forward if which == "forward" else run.forward_backward, run.forget)
+            for name, run in runs.items()
+        }
+        base, multiples = beside((floors[which], lambda: None), calls, rounds, gpu)
+        row = asdict(size) | {"pass": which, "floor": base}
         row["ratios"] = {name: statistics.median(found) for name, found in multiples.items()}
         row["spread"] = {name: max(found) - min(found) for name, found in multiples.items()}
         rows.append(row)
@@ -350,29 +313,6 @@ def show(console: Console, rows: list[dict]) -> None:
     console.print(table)
 
 
-def machine(device: str) -> dict[str, str | int]:
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        name = names[0].partition(":")[2].strip() if names else name
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def commit() -> str:
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    return subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip()
-
-
-def in_a_process(threads: int, work: Callable[..., list[dict]], *arguments: Any) -> list[dict]:
-    """Do it in a process of its own, which memory that others left behind does not slow down."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (threads,)) as pool:
-        return pool.submit(work, *arguments).result()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three rounds instead of seven")
@@ -384,6 +324,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="contenders whose name has this")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     console = Console(width=240)
     rounds = 3 if given.quick else given.rounds
     sizes = MAIN + WIDE * given.wide
