@@ -1,4 +1,4 @@
-"""The command line: `polypath run`, `polypath compare`, `polypath report`, `polypath table`."""
+"""The command line: run, compare, inspect, report, table."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ polypath: models that choose their path
   polypath run NAME               train and compare; ends with a report   (--help for its options)
   polypath run --resume RUN       carry on with a run that was stopped
   polypath compare NAME NAME …    several systems on the same text and budget, on one page
+  polypath inspect CHECKPOINT     where a text's tokens go in any routed model, on one page
   polypath report RUN             write the page of a run again
   polypath table [FOLDER]         every result under FOLDER (default: results) as one table
 
@@ -74,6 +75,7 @@ def _command(arguments: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "run": _run,
         "compare": _compare,
+        "inspect": _inspect,
         "report": _report,
         "table": _table,
     }
@@ -169,6 +171,34 @@ def _report(arguments: list[str]) -> None:
     from polypath.report.page import render
 
     print(render(given.run))
+
+
+def _inspect(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Arguments:
+        checkpoint: tyro.conf.Positional[Path]
+        """A folder that polypath or transformers saved."""
+        text: Path | None = None
+        """A text file or a folder of them; the standard library's own source by default."""
+        tokens: int = 4096
+        """How many tokens of it to read."""
+        context: int = 256
+        """Tokens in a window."""
+        out: Path | None = None
+        """The page; CHECKPOINT-routes.html by default."""
+
+    line = "Where a text's tokens go in a checkpoint, on one page."
+    given = _parse(Arguments, arguments, "polypath inspect", line)
+
+    from polypath.recipes.show import print_outcome
+    from polypath.report import write_report
+    from polypath.report.inspection import inspect
+
+    outcome = inspect(given.checkpoint, given.text, given.tokens, given.context)
+    page = given.out or Path(f"{given.checkpoint.resolve()}-routes.html")
+    write_report(outcome, page)
+    print_outcome(outcome)
+    print(f"report: {page.resolve()}")
 
 
 def _table(arguments: list[str]) -> None:

@@ -196,6 +196,7 @@ def conclude(
     main = next(iter(parts))
     if distribution.is_main():
         save_pretrained(arms.trained(parts[main][0]), run.folder / "model")
+        arms.kept_text(run.folder / "data").tokenizer.save(run.folder / "model" / "tokenizer.json")
     figures, tables = where.figures(parts[main][0])
     metrics = run.metrics()
     entropy = entropy_curves(metrics, main)

@@ -1,0 +1,177 @@
+"""The page of a checkpoint: where the tokens of a text go in it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from polypath.diagnosis import between, imbalance, mean_entropy, normalised_mutual_information
+from polypath.errors import InputError
+from polypath.language import from_pretrained, kinds_of, read_corpus
+from polypath.report.metrics import layer_labels
+from polypath.report.outcome import Cell, Outcome, Table
+from polypath.report.routes import Text, explorer, flow, kind_maps, kind_table, load_map
+from polypath.routing import Routing, record, routed_layers
+from polypath.training.run import commit, machine
+
+
+class Tokens(NamedTuple):
+    """A text as a model reads it: ids (T,) int64, what each stands for, and its kind."""
+
+    ids: Tensor
+    texts: list[str]
+    kinds: list[str]
+
+
+def inspect(
+    folder: Path, text: Path | None = None, tokens: int = 4096, context: int = 256
+) -> Outcome:
+    """Tables and figures of the routes that a text takes through the checkpoint in `folder`.
+
+    text: a file or folder; the standard library's source by default.
+    tokens: how many of the text's validation part are read, in windows of `context`.
+    Raises InputError for a broken checkpoint, one without routed layers, a text that is too short,
+    or a vocabulary that nothing says how to read.
+    """
+    began = time.perf_counter()
+    if context < 1 or tokens < context:
+        raise InputError(f"tokens={tokens}, context={context}; tokens ≥ context ≥ 1 is needed")
+    model = from_pretrained(folder)
+    if not routed_layers(model):
+        raise InputError(f"{folder}: {type(model).__name__} has no routed layers to look at")
+    read = read_tokens(folder, model.config.vocab_size, text, tokens // context * context)
+    count = len(read.ids) // context * context
+    if count == 0:
+        raise InputError(f"the text has {len(read.ids)} tokens, fewer than context={context}")
+    read = Tokens(read.ids[:count], read.texts[:count], read.kinds[:count])
+    layers, bits = _routes(model, read.ids.view(-1, context))
+    words = Text(f"{count} tokens", read.texts, read.kinds)
+    return Outcome(
+        recipe=f"inspect {folder.name}",
+        commit=commit(),
+        machine=machine(),
+        seeds=[],
+        seconds=time.perf_counter() - began,
+        tables=[layer_table(layers, bits), kind_table(layers, read.kinds)],
+        claims=[],
+        figures=[
+            load_map(layers),
+            *([flow(layers)] if len(layers) > 1 else []),
+            kind_maps(layers, read.kinds),
+            explorer(layers, [words]),
+        ],
+    )
+
+
+def read_tokens(folder: Path, vocabulary: int, text: Path | None, limit: int) -> Tokens:
+    """The first `limit` tokens of the text's validation part, by the folder's own tokenizer.
+
+    Without a tokenizer.json the ids are bytes, where the vocabulary has room for them.
+    """
+    part = read_corpus(text, None if text is not None else 80 * limit).valid
+    kinds = kinds_of(part.documents)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        if vocabulary < 256:
+            raise InputError(f"{folder}: no tokenizer.json, and {vocabulary} ids are not bytes")
+        places = [place for place, c in enumerate(part.text[:limit]) for _ in c.encode()][:limit]
+        ids = torch.tensor(list(part.text[:limit].encode())[:limit])
+        spans = [(place, place + 1) for place in places]
+    else:
+        try:
+            encoded = tokenizers.Tokenizer.from_file(str(path)).encode(
+                part.text[: 40 * limit], add_special_tokens=False
+            )
+        except Exception as error:  # the tokenizers library raises no narrower one
+            raise InputError(f"{path}: not a tokenizer's file: {error}") from error
+        ids, spans = torch.tensor(encoded.ids[:limit]), encoded.offsets[:limit]
+    if len(ids) and int(ids.max()) >= vocabulary:
+        raise InputError(
+            f"{path}: it gives token {int(ids.max())}, the model has {vocabulary}; "
+            "the tokenizer of this model is needed"
+        )
+    return Tokens(
+        ids, [part.text[a:b] for a, b in spans], [_kind(part.text, kinds, s) for s in spans]
+    )
+
+
+def _kind(text: str, kinds: list[str], span: tuple[int, int]) -> str:
+    """The kind of the first character that is no white space, if any."""
+    start, end = span
+    seen = (place for place in range(start, end) if not text[place].isspace())
+    return kinds[min(next(seen, start), len(kinds) - 1)]
+
+
+@torch.no_grad()
+def _routes(model: PreTrainedModel, windows: Tensor) -> tuple[dict[str, Routing], float]:
+    """Each layer's routing of the windows (N, length), and the model's loss in bits a token."""
+    nats = 0.0
+    with record(model, device="cpu") as routes:
+        for batch in windows.split(16):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+            nats += float(
+                torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
+                )
+            )
+    predicted = max(1, windows[:, 1:].numel())
+    return routes.joined(), nats / predicted / math.log(2)
+
+
+def layer_table(layers: Mapping[str, Routing], bits: float) -> Table:
+    """How every layer routes, and how much its experts say about those of the layer above."""
+    names = layer_labels(list(layers))
+    linked: list[Cell] = [coupling(a, b) for a, b in pairwise(layers.values())]
+    control: list[Cell] = [coupling(a, _shuffled(b)) for a, b in pairwise(layers.values())]
+    rows: list[list[Cell]] = []
+    for number, (name, routing) in enumerate(layers.items()):
+        scored = routing.probabilities is not None
+        last = number == len(linked)
+        rows.append(
+            [
+                names[name],
+                routing.num_experts,
+                float(routing.count().float().mean()),
+                imbalance(routing),
+                int((routing.load() == 0).sum()),
+                mean_entropy(routing) / math.log(max(2, routing.num_experts)) if scored else None,
+                None if last else linked[number],
+                None if last else control[number],
+            ]
+        )
+    return Table(
+        "How the layers route",
+        [
+            "layer",
+            "experts",
+            "per token",
+            "imbalance",
+            "idle",
+            "entropy",
+            "tied to next",
+            "by chance",
+        ],
+        rows,
+        note=f"The model's loss on this text is {bits:.2f} bits a token. Imbalance: what the "
+        "busiest expert has above the mean load, in means. Entropy: of the gate, 1 when even. "
+        "Tied to next: normalised mutual information of a token's experts here and at the next "
+        "layer; by chance: the same with the tokens of the next layer shuffled.",
+    )
+
+
+def coupling(above: Routing, below: Routing) -> float:
+    """Normalised mutual information of the experts of two layers, over the things of both."""
+    return normalised_mutual_information(between(above, below))
+
+
+def _shuffled(routing: Routing) -> Routing:
+    return routing[torch.randperm(len(routing), generator=torch.Generator().manual_seed(0))]
