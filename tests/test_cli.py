@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -55,6 +56,13 @@ def test_help_of_a_recipe_comes_from_its_config(capsys):
         (["run", "--quick"], "name a recipe first"),
         (["report", "nowhere"], "nowhere/outcome.json"),
         (["report"], "polypath report --help"),
+        (["inspect"], "polypath inspect --help"),
+        (["inspect", "nowhere"], "no folder nowhere"),
+        (["compare"], "name two systems or more"),
+        (["compare", "moe-lm", "moe-lx"], "unknown recipe 'moe-lx'; did you mean 'moe-lm'?"),
+        (["compare", "moe-lm", "moe-lm/dense"], "unknown arm 'dense'; did you mean 'dense-"),
+        (["compare", "moe-lm", "moe-lm"], "each may be named once"),
+        (["compare", "compare", "moe-lm"], "compare has no arms on text"),
         (["table", "nowhere"], "nowhere"),
     ],
 )
@@ -62,6 +70,21 @@ def test_wrong_input_is_answered_with_one_line(capsys, tmp_path, monkeypatch, ar
     monkeypatch.chdir(tmp_path)
     assert line in fails(capsys, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_complaints_are_one_line_whatever_the_terminal_can_draw(encoding):
+    asked = [sys.executable, "-m", "polypath", "run", "moe-lm", "--router", "top-kk"]
+    told = subprocess.run(
+        asked,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert told.returncode == 1
+    assert told.stderr.startswith("polypath: invalid choice 'top-kk' for argument '--router'.")
+    assert told.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def _compare(arguments: list[str]) -> None:
     """The recipe `compare`, with the systems named first."""
     count = next((n for n, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     systems, options = arguments[:count], arguments[count:]
+    if not systems and not options:
+        raise InputError("polypath compare: name two systems or more (`polypath run` lists them)")
     _run(["compare", *(["--systems", *systems] if systems else []), *options])
 
 
@@ -235,11 +237,11 @@ def _parse(
 
 def _one_line(complaint: str) -> str:
     """The message of tyro's framed complaint, and the option that it thinks was meant."""
-    sections = [
-        " ".join(re.sub(r"[│╭╮╰╯─]", " ", section).split())
-        for section in re.split(r"\n\W*[-─]{4,}\W*\n", complaint)
-    ]
-    message = sections[1] if len(sections) > 1 else " ".join(sections)
+    # Where frames cannot be drawn, the title is a section of its own and not part of a rule.
+    parts = re.split(r"^.*[─-]{4,}.*$", complaint, flags=re.MULTILINE)
+    sections = [" ".join(re.sub("[│╭╮╰╯─]", " ", part).split()) for part in parts]
+    told = [section for section in sections if section]
+    message = told[min("╭" not in complaint, len(told) - 1)]
     meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(sections))
     return message + (f"; did you mean {meant[1]}?" if meant else "")
 
