@@ -26,7 +26,7 @@ PUBLIC = {
     "polypath.language": """
         BPETokenizer ByteTokenizer Corpus Document RoutedLayers Split Tokenizer Windows attach
         bits_per_byte build_stack detach from_pretrained kinds_of python_kinds read_corpus
-        read_tokenizer save_pretrained text_kinds token_kinds
+        read_tokenizer reroute save_pretrained text_kinds token_kinds
     """,
     "polypath.diagnosis": """
         Specialisation between contingency imbalance mean_entropy membership

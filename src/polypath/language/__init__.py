@@ -5,6 +5,7 @@ from polypath.language.checkpoint import from_pretrained, save_pretrained
 from polypath.language.config import RoutedLayers
 from polypath.language.corpus import Corpus, Document, Split, read_corpus
 from polypath.language.kinds import kinds_of, python_kinds, text_kinds, token_kinds
+from polypath.language.reroute import reroute
 from polypath.language.stacks import build_stack
 from polypath.language.tokens import (
     BPETokenizer,
@@ -33,6 +34,7 @@ __all__ = [
     "python_kinds",
     "read_corpus",
     "read_tokenizer",
+    "reroute",
     "save_pretrained",
     "text_kinds",
     "token_kinds",
