@@ -12,7 +12,7 @@ from types import ModuleType
 from polypath.errors import InputError, unknown
 from polypath.recipes import measures, text, where
 from polypath.recipes.catalogue import catalogue, find
-from polypath.recipes.text import Arm, Parts, TextConfig, bits_per_byte
+from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
 from polypath.report import Claim, Outcome, judge
 from polypath.training.run import Run
 
@@ -33,16 +33,7 @@ class Config(TextConfig):
         arms(self)
 
 
-PRESETS = {
-    "quick": {
-        "seeds": 2,
-        "steps": 30,
-        "limit_mb": 1.0,
-        "evaluate_every": 10,
-        "validation_windows": 32,
-        "layers": 3,
-    },
-}
+PRESETS = {"quick": QUICK}
 
 
 def arms(config: Config) -> dict[str, Arm]:

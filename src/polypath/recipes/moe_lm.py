@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from polypath.language import RoutedLayers
 from polypath.recipes import text, where
-from polypath.recipes.text import Arm, Parts, TextConfig, bits_per_byte
+from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
 from polypath.report import Claim, Outcome, judge
 from polypath.training.run import Run
 
@@ -49,14 +49,7 @@ class Config(TextConfig):
 
 
 PRESETS = {
-    "quick": {
-        "seeds": 2,
-        "steps": 30,
-        "limit_mb": 1.0,
-        "evaluate_every": 10,
-        "validation_windows": 32,
-        "layers": 3,
-    },
+    "quick": QUICK,
     "gpu": {
         "limit_mb": 8.0,
         "vocabulary": 4096,

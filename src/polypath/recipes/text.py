@@ -29,6 +29,16 @@ from polypath.training.text import Text
 
 Parts = dict[str, list[Part]]
 
+# The quick preset: small enough to see it work, too small to tell models apart.
+QUICK: dict[str, Any] = {
+    "seeds": 2,
+    "steps": 30,
+    "limit_mb": 1.0,
+    "evaluate_every": 10,
+    "validation_windows": 32,
+    "layers": 3,
+}
+
 
 @dataclass(frozen=True)
 class TextConfig:
