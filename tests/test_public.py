@@ -29,7 +29,7 @@ PUBLIC = {
         read_tokenizer reroute save_pretrained text_kinds token_kinds
     """,
     "polypath.diagnosis": """
-        Specialisation between contingency imbalance mean_entropy membership
+        Specialisation between contingency dependence imbalance mean_entropy membership
         normalised_mutual_information shares specialisation transitions
     """,
 }

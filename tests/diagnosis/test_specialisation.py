@@ -7,7 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypath.diagnosis import contingency, normalised_mutual_information, specialisation
+from polypath.diagnosis import (
+    contingency,
+    dependence,
+    normalised_mutual_information,
+    specialisation,
+)
 from polypath.errors import InputError
 from polypath.routing import Routing
 
@@ -86,3 +91,14 @@ def test_labels_have_to_fit() -> None:
         contingency(routing, torch.tensor([0, 1]), 2)
     with pytest.raises(InputError, match=r"not within 0\.\.1"):
         contingency(routing, torch.tensor([0, 1, 2]), 2)
+
+
+def test_layers_that_agree_depend_on_each_other_and_independent_ones_do_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen, other = torch.randint(4, (2, 4000, 1), generator=generator)
+    scores, ones = torch.zeros(4000, 4), torch.ones(4000, 1)
+    one, same = Routing(scores, chosen, ones), Routing(scores, (chosen + 1) % 4, ones)
+    found, control = dependence(one, same, generator)
+    assert found == pytest.approx(1)
+    assert control < 0.01
+    assert dependence(one, Routing(scores, other, ones), generator).information < 0.01

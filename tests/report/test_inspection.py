@@ -1,15 +1,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from hosts import tiny_model
 from polypath import cli
 from polypath.errors import InputError
 from polypath.language import BPETokenizer, RoutedLayers, attach, save_pretrained
-from polypath.report.inspection import coupling, inspect, read_tokens
+from polypath.report.inspection import inspect, read_tokens
 from polypath.report.page import page_of
-from polypath.routing import Routing
 
 TEXT = "The cat, 3 dogs\nand Émile sat; they sat on 12 mats.\n" * 200
 
@@ -60,15 +58,6 @@ def test_bytes_and_kinds_follow_the_text(tmp_path: Path, text: Path) -> None:
     assert bytes(read.ids.tolist()).decode(errors="ignore") in TEXT
     for shown, kind in zip(read.texts, read.kinds, strict=True):
         assert (kind == "number") == shown.isdigit()
-
-
-def test_layers_that_agree_are_tied_and_independent_ones_are_not() -> None:
-    torch.manual_seed(0)
-    chosen, other = torch.randint(4, (2, 4000, 1))
-    scores, ones = torch.zeros(4000, 4), torch.ones(4000, 1)
-    one, same = Routing(scores, chosen, ones), Routing(scores, (chosen + 1) % 4, ones)
-    assert coupling(one, same) == pytest.approx(1)
-    assert coupling(one, Routing(scores, other, ones)) < 0.01
 
 
 def test_wrong_input_is_one_line(

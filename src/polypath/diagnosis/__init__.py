@@ -4,6 +4,7 @@ from polypath.diagnosis.load import imbalance, mean_entropy, shares
 from polypath.diagnosis.specialisation import (
     Specialisation,
     contingency,
+    dependence,
     normalised_mutual_information,
     specialisation,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "Specialisation",
     "between",
     "contingency",
+    "dependence",
     "imbalance",
     "mean_entropy",
     "membership",

@@ -1,4 +1,4 @@
-"""What experts are chosen for: experts beside labels of the things that they serve."""
+"""What experts are chosen for: experts beside labels of their things, and beside other experts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polypath.diagnosis.transitions import membership
+from polypath.diagnosis.transitions import between, membership
 from polypath.errors import InputError
 from polypath.routing import Routing
 
 
 class Specialisation(NamedTuple):
-    """Normalised mutual information, and what it is on average when labels are shuffled."""
+    """Normalised mutual information, and what it is when the other side is shuffled."""
 
     information: float
     control: float
@@ -67,3 +67,16 @@ def specialisation(
         table = contingency(routing, shuffled, num_labels)
         chance.append(normalised_mutual_information(table))
     return Specialisation(real, sum(chance) / shuffles)
+
+
+def dependence(above: Routing, below: Routing, generator: torch.Generator) -> Specialisation:
+    """How much a thing's experts at one layer say about those at the next, beside a control.
+
+    The control pairs each thing's experts with those of another thing.
+    Raises InputError when the routings are of different numbers of things.
+    """
+    order = torch.randperm(len(below), generator=generator)
+    return Specialisation(
+        normalised_mutual_information(between(above, below)),
+        normalised_mutual_information(between(above, below[order])),
+    )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from statistics import fmean
 
-from polypath.diagnosis import imbalance, mean_entropy
+import torch
+
+from polypath.diagnosis import dependence, imbalance, mean_entropy
 from polypath.errors import InputError
 from polypath.recipes import where
 from polypath.recipes.arms import Part
@@ -56,6 +59,13 @@ def _over_layers(one: Callable[[Routing], float]) -> Callable[[Routes], float | 
     return measure
 
 
+def _ties(routes: Routes) -> float | None:
+    """Mean over neighbouring layers of their dependence, above that of shuffled tokens."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = [dependence(a, b, generator) for a, b in pairwise(routes.values())]
+    return fmean(found - control for found, control in pairs) if pairs else None
+
+
 MEASURES: dict[str, tuple[Callable[[Routes], float | None], str]] = {
     "experts": (
         _over_layers(lambda routing: float(routing.count().float().mean())),
@@ -65,6 +75,11 @@ MEASURES: dict[str, tuple[Callable[[Routes], float | None], str]] = {
     "entropy": (
         _over_layers(lambda routing: mean_entropy(routing) / math.log(routing.num_experts)),
         "of the gate, 1 when it is even.",
+    ),
+    "ties": (
+        _ties,
+        "normalised mutual information of the experts of neighbouring layers, "
+        "above that with the tokens shuffled.",
     ),
 }
 

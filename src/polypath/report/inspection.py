@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from polypath.diagnosis import between, imbalance, mean_entropy, normalised_mutual_information
+from polypath.diagnosis import dependence, imbalance, mean_entropy
 from polypath.errors import InputError
 from polypath.language import from_pretrained, kinds_of, read_corpus
 from polypath.report.metrics import layer_labels
@@ -130,12 +130,11 @@ def _routes(model: PreTrainedModel, windows: Tensor) -> tuple[dict[str, Routing]
 def layer_table(layers: Mapping[str, Routing], bits: float) -> Table:
     """How every layer routes, and how much its experts say about those of the layer above."""
     names = layer_labels(list(layers))
-    linked: list[Cell] = [coupling(a, b) for a, b in pairwise(layers.values())]
-    control: list[Cell] = [coupling(a, _shuffled(b)) for a, b in pairwise(layers.values())]
+    generator = torch.Generator().manual_seed(0)
+    tied = [dependence(a, b, generator) for a, b in pairwise(layers.values())]
     rows: list[list[Cell]] = []
     for number, (name, routing) in enumerate(layers.items()):
         scored = routing.probabilities is not None
-        last = number == len(linked)
         rows.append(
             [
                 names[name],
@@ -144,8 +143,7 @@ def layer_table(layers: Mapping[str, Routing], bits: float) -> Table:
                 imbalance(routing),
                 int((routing.load() == 0).sum()),
                 mean_entropy(routing) / math.log(max(2, routing.num_experts)) if scored else None,
-                None if last else linked[number],
-                None if last else control[number],
+                *(tied[number] if number < len(tied) else (None, None)),
             ]
         )
     return Table(
@@ -166,12 +164,3 @@ def layer_table(layers: Mapping[str, Routing], bits: float) -> Table:
         "Tied to next: normalised mutual information of a token's experts here and at the next "
         "layer; by chance: the same with the tokens of the next layer shuffled.",
     )
-
-
-def coupling(above: Routing, below: Routing) -> float:
-    """Normalised mutual information of the experts of two layers, over the things of both."""
-    return normalised_mutual_information(between(above, below))
-
-
-def _shuffled(routing: Routing) -> Routing:
-    return routing[torch.randperm(len(routing), generator=torch.Generator().manual_seed(0))]
