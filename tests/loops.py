@@ -85,7 +85,27 @@ def llama() -> nn.Module:
     return attach(transformers.LlamaForCausalLM(config), routed, layers=[0, 2])
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"blocks": blocks, "llama": llama}
+def recurrent() -> nn.Module:
+    """Routers whose layers share a cell, and whose state goes past the layers' outputs."""
+    config = transformers.LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.3,
+    )
+    losses = {"load_balance": 0.1}
+    routed = RoutedLayers("recurrent", num_experts=5, losses=losses, options={"state": 5})
+    return attach(transformers.LlamaForCausalLM(config), routed)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "blocks": blocks,
+    "llama": llama,
+    "recurrent": recurrent,
+}
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -162,10 +182,11 @@ class Training:
 
 
 def whole_gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Gradients by the names of parameters; zero where there is none."""
-    found = {}
+    """Gradients by the first names of parameters; zero where there is none."""
+    found, seen = {}, set()
     for name, parameter in model.state_dict(keep_vars=True).items():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in seen:
+            seen.add(id(parameter))
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             found[name] = (grad.full_tensor() if isinstance(grad, DTensor) else grad).clone()
     return found

@@ -39,6 +39,7 @@ from polypath.routing import (
     LinearScorer,
     LoadBalance,
     MoE,
+    RecurrentRouter,
     Router,
     RouterZ,
     Routing,
@@ -83,6 +84,10 @@ def grouped() -> Router:
     return Router(LinearScorer(DIM, EXPERTS), selection, SigmoidGate(scale=2.5))
 
 
+def recurrent() -> Router:
+    return RecurrentRouter(DIM, EXPERTS, 2, nn.GRUCell(5, 5), losses=[LoadBalance()])
+
+
 ROUTERS = [
     Row("top-k", lambda: TopKRouter(DIM, EXPERTS, 2, losses=[LoadBalance(), RouterZ()])),
     Row("softmax", lambda: TopKRouter(DIM, EXPERTS, 1, gate="softmax", losses=[Importance()])),
@@ -99,6 +104,9 @@ ROUTERS = [
     Row("expert-choice", lambda: ExpertChoiceRouter(DIM, EXPERTS), per_thing=False),
     Row("soft", lambda: SoftRouter(DIM, EXPERTS, losses=[Entropy()])),
     Row("hash", lambda: HashRouter(EXPERTS, 2), context=tokens),
+    Row("mlp", lambda: TopKRouter(DIM, EXPERTS, 2, "mlp")),
+    # The state below is that of no layer: nothing for the cell's map of states but its bias.
+    Row("recurrent", recurrent, idle=frozenset({"scorer.cell.weight_hh"})),
 ]
 
 

@@ -14,10 +14,10 @@ PUBLIC = {
     """,
     "polypath.routing": """
         All AuxiliaryLoss Candidates CosineScorer Entropy ExpertChoice ExpertChoiceRouter
-        HashRouter Importance LayerLoss LinearScorer LoadBalance MoE NoisyLinearScorer OnlyExperts
-        Router RouterZ Routes Routing RoutingContext SelectionBias SigmoidGate SoftRouter
-        SoftmaxGate TopK TopKRouter UniformGate current dispatch given losses record replay
-        routed_layers update_biases whole_batch
+        HashRouter Importance LayerLoss LinearScorer LoadBalance MLPScorer MoE NoisyLinearScorer
+        OnlyExperts RecurrentRouter RecurrentScorer Router RouterZ Routes Routing RoutingContext
+        SelectionBias SigmoidGate SoftRouter SoftmaxGate TopK TopKRouter UniformGate
+        current dispatch given losses record replay routed_layers update_biases whole_batch
     """,
     "polypath.experts": """
         ClampedSwiGLU Coverage ExpertList ExpertView ExpertViews FeedForwardExperts SharedExpert
@@ -29,7 +29,8 @@ PUBLIC = {
         read_tokenizer reroute save_pretrained text_kinds token_kinds
     """,
     "polypath.diagnosis": """
-        Specialisation between contingency dependence imbalance mean_entropy membership
+        Balance Specialisation balance between contingency dependence expert_similarity
+        gate_information imbalance mean_entropy membership
         normalised_mutual_information shares specialisation transitions
     """,
 }

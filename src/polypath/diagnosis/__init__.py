@@ -1,5 +1,6 @@
 """What was learnt and which way it went: numbers from recorded routings."""
 
+from polypath.diagnosis.information import Balance, balance, expert_similarity, gate_information
 from polypath.diagnosis.load import imbalance, mean_entropy, shares
 from polypath.diagnosis.specialisation import (
     Specialisation,
@@ -11,10 +12,14 @@ from polypath.diagnosis.specialisation import (
 from polypath.diagnosis.transitions import between, membership, transitions
 
 __all__ = [
+    "Balance",
     "Specialisation",
+    "balance",
     "between",
     "contingency",
     "dependence",
+    "expert_similarity",
+    "gate_information",
     "imbalance",
     "mean_entropy",
     "membership",

@@ -40,7 +40,7 @@ class RoutedLayers:
     hidden: width of each expert; the width of the host's own feed-forward layer when None.
     kind: the experts' network, see `FeedForwardExperts`.
     shared_hidden: width of one more expert that serves every token; 0 for none.
-    scorer: "linear", "cosine" or "noisy".
+    scorer: "linear", "cosine", "mlp" or "noisy".
     gate: "softmax-chosen", "softmax" or "sigmoid", see `TopKRouter`; for "top-k" only.
     capacity: an expert drops what exceeds capacity · T · k / E tokens; None for no limit; "top-k".
     bias_rate: rate of a selection bias that balances without a loss; None for none; for "top-k".
@@ -59,7 +59,7 @@ class RoutedLayers:
     hidden: int | None = None
     kind: Kind = "swiglu"
     shared_hidden: int = 0
-    scorer: Literal["linear", "cosine", "noisy"] = "linear"
+    scorer: Literal["linear", "cosine", "mlp", "noisy"] = "linear"
     gate: Literal["softmax-chosen", "softmax", "sigmoid"] = "softmax-chosen"
     capacity: float | None = None
     bias_rate: float | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -25,12 +25,16 @@ from polypath.routing import MoE, Routing, RoutingContext, current
 _KEY = "routing_pass"
 
 
-@dataclass(eq=False)
 class Pass:
-    """One forward of a host: what it knows, and the routings that its layers made so far."""
+    """One forward of a host: what it knows, and the routings that its layers made so far.
 
-    context: RoutingContext
-    routings: dict[int, Routing] = field(default_factory=dict)
+    No dataclass: FSDP copies these among the arguments of a layer, and what the layers below told
+    would stay in a copy.
+    """
+
+    def __init__(self, context: RoutingContext) -> None:
+        self.context = context
+        self.routings: dict[int, Routing] = {}
 
 
 class Seat:

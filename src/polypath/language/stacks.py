@@ -7,17 +7,21 @@ budget that depth divides.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import nn
 
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.shared import SharedExpert
 from polypath.language.config import LAYER_LOSSES, LOSSES, RoutedLayers
+from polypath.language.options import Recurrent
 from polypath.routing import (
     AuxiliaryLoss,
+    CosineScorer,
     ExpertChoiceRouter,
     HashRouter,
     MoE,
+    RecurrentRouter,
     Router,
     SoftRouter,
     TopKRouter,
@@ -94,9 +98,34 @@ def _soft(routed: RoutedLayers, dim: int) -> Router:
     return SoftRouter(dim, routed.num_experts, routed.scorer, router_losses(routed))
 
 
+def _recurrent(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+    own = cast(Recurrent, routed.own_options())
+    cells = {"gru": nn.GRUCell, "rnn": nn.RNNCell, "lstm": nn.LSTMCell}
+    cell = cells[own.cell](own.state, own.state)
+    projection = nn.Linear(dim, own.state, bias=False) if own.shared_projection else None
+    layers = []
+    for _ in range(count):
+        experts = bank(routed, dim, hidden)
+        router = RecurrentRouter(
+            dim,
+            routed.num_experts,
+            routed.k,
+            cell,
+            router_losses(routed),
+            projection,
+            CosineScorer(own.state, routed.num_experts) if own.cosine else None,
+            own.passing,
+            own.residual,
+            own.residual_detached,
+        )
+        layers.append(layer(routed, dim, router, experts))
+    return layers
+
+
 STACKS: dict[str, Stack] = {
     "top-k": _apart(_top_k),
     "expert-choice": _apart(_expert_choice),
     "hash": _apart(_hash),
     "soft": _apart(_soft),
+    "recurrent": _recurrent,
 }

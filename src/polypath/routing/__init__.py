@@ -16,6 +16,7 @@ from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.layer import MoE, losses, routed_layers, update_biases
 from polypath.routing.record import Routing
 from polypath.routing.recorder import Routes, record, replay
+from polypath.routing.recurrent import RecurrentRouter, RecurrentScorer
 from polypath.routing.routers import (
     ExpertChoiceRouter,
     HashRouter,
@@ -23,7 +24,7 @@ from polypath.routing.routers import (
     SoftRouter,
     TopKRouter,
 )
-from polypath.routing.scorers import CosineScorer, LinearScorer, NoisyLinearScorer
+from polypath.routing.scorers import CosineScorer, LinearScorer, MLPScorer, NoisyLinearScorer
 from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK
 
 __all__ = [
@@ -39,9 +40,12 @@ __all__ = [
     "LayerLoss",
     "LinearScorer",
     "LoadBalance",
+    "MLPScorer",
     "MoE",
     "NoisyLinearScorer",
     "OnlyExperts",
+    "RecurrentRouter",
+    "RecurrentScorer",
     "Router",
     "RouterZ",
     "Routes",

@@ -19,10 +19,21 @@ from polypath.routing.candidates import Candidates
 from polypath.routing.context import RoutingContext
 from polypath.routing.gates import Gate, SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.record import Routing
-from polypath.routing.scorers import CosineScorer, HashScorer, LinearScorer, NoisyLinearScorer
+from polypath.routing.scorers import (
+    CosineScorer,
+    HashScorer,
+    LinearScorer,
+    MLPScorer,
+    NoisyLinearScorer,
+)
 from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK, within_capacity
 
-SCORERS = {"linear": LinearScorer, "cosine": CosineScorer, "noisy": NoisyLinearScorer}
+SCORERS = {
+    "linear": LinearScorer,
+    "cosine": CosineScorer,
+    "mlp": MLPScorer,
+    "noisy": NoisyLinearScorer,
+}
 
 
 class Router(nn.Module):
@@ -117,7 +128,8 @@ class Router(nn.Module):
 class TopKRouter(Router):
     """Each thing goes to the k experts that score highest.
 
-    scorer: "linear", "cosine" (X-MoE), "noisy" (Shazeer et al. 2017) or a module of your own.
+    scorer: "linear", "cosine" (X-MoE), "mlp" (two layers), "noisy" (Shazeer et al. 2017) or a
+        module of your own.
     gate: "softmax" (softmax over all, then top-k: OLMoE), "softmax-chosen" (top-k, then softmax:
         Mixtral) or "sigmoid" (each for itself, then normalised: DeepSeek-V3).
     bias_rate: the rate of a selection-only bias that balances without a loss (Wang et al. 2024).

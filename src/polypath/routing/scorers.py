@@ -88,6 +88,22 @@ class CosineScorer(nn.Module):
         return F.linear(low, rows) / self.log_temperature.to(dtype).exp()
 
 
+class MLPScorer(nn.Module):
+    """Two layers with a GELU between: scores = W₂ gelu(W₁ x), without biases.
+
+    hidden: the width between them, D when None.
+    """
+
+    def __init__(self, dim: int, num_experts: int, hidden: int | None = None) -> None:
+        super().__init__()
+        self.inner = LinearScorer(dim, hidden or dim)
+        self.outer = LinearScorer(hidden or dim, num_experts)
+        nn.init.normal_(self.inner.weight, std=1 / math.sqrt(dim))
+
+    def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
+        return self.outer(F.gelu(self.inner(x, context)), context)
+
+
 class HashScorer(nn.Module):
     """Scores in [0, 1) that depend on the token id and the expert alone; no parameters."""
 

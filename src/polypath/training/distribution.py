@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -144,11 +145,17 @@ def parallelise(model: nn.Module, shard_experts: bool = False) -> nn.Module:
     mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
     spread: set[nn.Parameter] = set()
     if shard_experts:
-        for layer in routed_layers(model).values():
-            layer.experts = ShardedExperts(layer.experts, mesh)
-            spread.update(layer.experts.parameters())
-    for module in (*_layers(model), model):
-        fully_shard(module, mesh=mesh, ignored_params=spread)
+        for routed in routed_layers(model).values():
+            routed.experts = ShardedExperts(routed.experts, mesh)
+            spread.update(routed.experts.parameters())
+    layers = list(_layers(model))
+    common = _common(layers)
+    if len(common):
+        # A layer's own group would fold them up while another layer still needs them.
+        model.add_module("common_to_layers", common)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, ignored_params=spread | set(common.parameters()))
+    fully_shard(model, mesh=mesh, ignored_params=spread)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -165,6 +172,16 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         elif not isinstance(child, MoE):  # whose experts do not run on every rank alike
             yield from _layers(child)
+
+
+def _common(layers: Iterable[nn.Module]) -> nn.ModuleList:
+    """The modules with parameters of their own that lie in several layers: a cell, a pool."""
+    holders = Counter(module for layer in layers for module in set(layer.modules()))
+    return nn.ModuleList(
+        module
+        for module, count in holders.items()
+        if count > 1 and any(True for _ in module.parameters(recurse=False))
+    )
 
 
 def clip_grad_norm(model: nn.Module, max_norm: float) -> Tensor:
