@@ -1,0 +1,204 @@
+"""Routers with a state that travels up the layers, beside plain ones and the paper's controls.
+
+Source: Layerwise Recurrent Router for Mixture-of-Experts (RMoE), arXiv 2408.06793.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from polypath.diagnosis import balance, expert_similarity, gate_information, mean_entropy
+from polypath.errors import InputError
+from polypath.recipes import text, where
+from polypath.recipes.arms import Part, trained
+from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
+from polypath.report import Claim, Outcome, Table, estimate, judge
+from polypath.routing import routed_layers
+from polypath.training.run import Run
+
+DOMAIN = "language"
+PAPER = "RMoE (Qiu et al. 2024)"
+
+
+@dataclass(frozen=True)
+class Config(TextConfig):
+    """What is trained, on what, and for how long."""
+
+    steps: int = 200
+    """Optimiser steps of each model."""
+    layers: int = 6
+    """Layers of the decoder."""
+    state: int = 32
+    """Width of the routers' state."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.state < 1:
+            raise InputError(f"state={self.state}; at least 1 is needed")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": QUICK | {"steps": 20},
+    "gpu": {
+        "limit_mb": 8.0,
+        "vocabulary": 4096,
+        "steps": 1500,
+        "batch_size": 64,
+        "context": 256,
+        "dim": 256,
+        "layers": 12,
+        "heads": 8,
+        "experts": 16,
+        "hidden": 256,
+        "state": 64,
+        "learning_rate": 1e-3,
+        "warmup": 100,
+        "evaluate_every": 250,
+    },
+}
+
+
+def arms(config: Config) -> dict[str, Arm]:
+    """The recurrent router, plain ones, and what is left of it when a part is taken away."""
+
+    def recurrent(**options: Any) -> Arm:
+        return Arm(config.top_k("recurrent", options={"state": config.state, **options}))
+
+    return {
+        "rmoe": recurrent(),
+        "smoe": Arm(config.top_k()),
+        "smoe-mlp": Arm(config.top_k(scorer="mlp")),
+        "xmoe": Arm(config.top_k(scorer="cosine")),
+        "not-passed": recurrent(passing="off"),
+        "detached": recurrent(passing="detached"),
+        "residual": recurrent(passing="off", residual=0.5),
+        "shared-projection": recurrent(shared_projection=True),
+    }
+
+
+def run(config: Config, run: Run) -> Outcome:
+    """Train every arm under every seed; judge the paper's claims."""
+    parts = text.train(config, run, arms(config))
+    seen = {arm: [measured(part) for part in own] for arm, own in parts.items()}
+    return text.conclude(config, run, parts, claims(parts, seen), tables=[table(seen)])
+
+
+Measured = dict[str, float]
+
+
+def measured(part: Part) -> Measured:
+    """How a trained model routes the validation text, means over layers or pairs of layers."""
+    model = trained(part)
+    routes = list(where.validation_routes(part).values())
+    generator = torch.Generator().manual_seed(part.seed)
+    pairs = [gate_information(a, b, generator) for a, b in combinations(routes, 2)]
+    balances = [balance(routing) for routing in routes]
+    return {
+        "information": fmean(pair.information for pair in pairs),
+        "by chance": fmean(pair.control for pair in pairs),
+        "corrected": fmean(pair.information - pair.control for pair in pairs),
+        "entropy": fmean(mean_entropy(routing) for routing in routes),
+        "inner balance": fmean(one.inner for one in balances),
+        "outer balance": fmean(one.outer for one in balances),
+        "likeness": fmean(
+            expert_similarity(layer.experts) for layer in routed_layers(model).values()
+        ),
+    }
+
+
+def table(seen: Mapping[str, list[Measured]]) -> Table:
+    """The means over seeds of everything that was measured."""
+    names = list(next(iter(seen.values()))[0])
+    rows = [
+        [arm, *(estimate([values[name] for values in own]).mean for name in names)]
+        for arm, own in seen.items()
+    ]
+    return Table(
+        "What routers of different layers share",
+        ["model", *names],
+        rows,
+        note="Mutual information of a token's gates at two layers, as the paper bins it, over all "
+        "pairs of layers, in nats; by chance: with another token's gates; corrected: the "
+        "difference. Entropy of the gate in nats. Inner balance: the highest over the second "
+        "highest gate; outer balance: what the chosen have of the whole gate; medians over tokens. "
+        "Likeness: mean cosine of all pairs of experts, 1/E when they are orthogonal.",
+    )
+
+
+def claims(parts: Parts, seen: Mapping[str, list[Measured]]) -> list[Claim]:
+    """What the paper says of recurrence, seed by seed."""
+    bits, pace = bits_per_byte(parts), text.pace(parts)
+
+    def values(arm: str, name: str, times: float = 1.0) -> list[float]:
+        return [times * own[name] for own in seen[arm]]
+
+    slower = [plain / ours - 1 for ours, plain in zip(pace["rmoe"], pace["smoe"], strict=True)]
+    none = [0.0] * len(slower)
+    return [
+        judge(
+            "A recurrent router beats a linear one (bits per byte, difference)",
+            f"{PAPER}, table 1",
+            "smoe",
+            bits["rmoe"],
+            bits["smoe"],
+        ),
+        judge(
+            "Passing the state on is what helps (bits per byte, difference)",
+            f"{PAPER}, table of ablations",
+            "not-passed",
+            bits["rmoe"],
+            bits["not-passed"],
+        ),
+        judge(
+            "The gradient through the states is needed (bits per byte, difference)",
+            f"{PAPER}, table of ablations",
+            "detached",
+            bits["rmoe"],
+            bits["detached"],
+        ),
+        judge(
+            "Layers share more than twice as much as with linear routers (corrected nats)",
+            f"{PAPER}, cross-layer mutual information; corrected for chance here",
+            "smoe, times 2",
+            values("rmoe", "corrected"),
+            values("smoe", "corrected", 2),
+            better="higher",
+        ),
+        judge(
+            "Layers share more than twice as much as when states are not passed (corrected nats)",
+            f"{PAPER}, cross-layer mutual information; corrected for chance here",
+            "not-passed, times 2",
+            values("rmoe", "corrected"),
+            values("not-passed", "corrected", 2),
+            better="higher",
+        ),
+        judge(
+            "Gates of the chosen are more even (inner balance, difference)",
+            f"{PAPER}, table of balance",
+            "smoe",
+            values("rmoe", "inner balance"),
+            values("smoe", "inner balance"),
+        ),
+        judge(
+            "Gates are less sure (entropy in nats, difference)",
+            f"{PAPER}, figure of gate entropy",
+            "smoe",
+            values("rmoe", "entropy"),
+            values("smoe", "entropy"),
+            better="higher",
+        ),
+        judge(
+            "Training is less than 5 % slower (time of a token, ratio - 1)",
+            f"{PAPER}, table 1: 1.3 %",
+            "smoe",
+            slower,
+            none,
+            threshold=0.05,
+        ),
+    ]
