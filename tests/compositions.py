@@ -28,7 +28,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "compositions.md"
 VOCABULARY, LENGTH, LAYERS = 23, 6, 3
 
 # What a router needs beside its defaults to be itself in a model this small.
-OWN: dict[str, dict[str, Any]] = {"recurrent": {"options": {"state": 5}}}
+OWN: dict[str, dict[str, Any]] = {
+    "recurrent": {"options": {"state": 5}},
+    "reuse": {"options": {"start": 1, "end": 3}},
+}
 
 Combination = tuple[str, str, str | None]
 

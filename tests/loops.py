@@ -69,7 +69,7 @@ def blocks() -> nn.Module:
     return Decoder().double()
 
 
-def llama() -> nn.Module:
+def hosted(routed: RoutedLayers, layers: list[int] | None = None) -> nn.Module:
     config = transformers.LlamaConfig(
         vocab_size=WORDS,
         hidden_size=8,
@@ -79,32 +79,31 @@ def llama() -> nn.Module:
         num_key_value_heads=1,
         initializer_range=0.3,
     )
-    routed = RoutedLayers(
-        num_experts=5, k=2, bias_rate=0.02, losses={"load_balance": 0.1, "router_z": 0.05}
-    )
-    return attach(transformers.LlamaForCausalLM(config), routed, layers=[0, 2])
+    return attach(transformers.LlamaForCausalLM(config), routed, layers)
+
+
+def llama() -> nn.Module:
+    losses = {"load_balance": 0.1, "router_z": 0.05}
+    return hosted(RoutedLayers(num_experts=5, k=2, bias_rate=0.02, losses=losses), [0, 2])
 
 
 def recurrent() -> nn.Module:
     """Routers whose layers share a cell, and whose state goes past the layers' outputs."""
-    config = transformers.LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.3,
-    )
     losses = {"load_balance": 0.1}
-    routed = RoutedLayers("recurrent", num_experts=5, losses=losses, options={"state": 5})
-    return attach(transformers.LlamaForCausalLM(config), routed)
+    return hosted(RoutedLayers("recurrent", num_experts=5, losses=losses, options={"state": 5}))
+
+
+def reuse() -> nn.Module:
+    """Layers that share their experts, of which few may be chosen at first."""
+    losses, options = {"load_balance": 0.1}, {"group": 2, "start": 0, "end": 8}
+    return hosted(RoutedLayers("reuse", num_experts=3, losses=losses, options=options))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "blocks": blocks,
     "llama": llama,
     "recurrent": recurrent,
+    "reuse": reuse,
 }
 
 
@@ -144,7 +143,8 @@ class Training:
         parts = self.rows(step)
         passes = [lambda part=part: self.nats(*part) for part in parts]
         share = torch.zeros(())
-        with whole_batch(self.model, passes) if len(parts) > 1 else nullcontext():
+        whole = whole_batch(self.model, passes) if len(parts) > 1 else nullcontext()
+        with given(step=step), whole:
             for run in passes:
                 loss = run() / targets + sum(losses(self.model).values())
                 loss.backward()
@@ -174,9 +174,9 @@ class Training:
 
     def routes(self) -> Routes:
         """Where the first batch goes; it goes there again in a replay."""
-        with torch.no_grad(), record(self.model) as routes:
+        with torch.no_grad(), given(step=0), record(self.model) as routes:
             nats = [self.nats(*part) for part in self.rows(0)]
-        with torch.no_grad(), replay(self.model, routes):
+        with torch.no_grad(), given(step=0), replay(self.model, routes):
             assert nats == [self.nats(*part) for part in self.rows(0)]
         return routes
 

@@ -163,15 +163,18 @@ def queue(experts: list[list[int]], room: int) -> list[list[int]]:
 
 
 def load_balance(probabilities: Tensor, experts: Tensor, mask: Sequence[bool]) -> Tensor:
-    """E Σ_e f_e P_e; f_e the share of choices, P_e the mean share of probability."""
-    num_experts = probabilities.shape[1]
+    """E Σ_e f_e P_e; f_e the share of choices, P_e the mean share of probability.
+
+    E is the mean number of experts that may be chosen, those of a probability.
+    """
     counted = [t for t in range(len(mask)) if mask[t]]
+    candidates = sum(int((probabilities[t] > 0).sum()) for t in counted) / max(len(counted), 1)
     choices = [e for t in counted for e in experts[t].tolist() if e >= 0]
     loss = probabilities.new_zeros(())
-    for e in range(num_experts):
+    for e in range(probabilities.shape[1]):
         f = choices.count(e) / max(len(choices), 1)
         p = sum(shares(probabilities[t])[e] for t in counted)
-        loss = loss + num_experts * f * p / max(len(counted), 1)
+        loss = loss + candidates * f * p / max(len(counted), 1)
     return loss
 
 

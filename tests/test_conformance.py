@@ -39,6 +39,7 @@ from polypath.routing import (
     LinearScorer,
     LoadBalance,
     MoE,
+    ProgressiveScaling,
     RecurrentRouter,
     Router,
     RouterZ,
@@ -88,6 +89,11 @@ def recurrent() -> Router:
     return RecurrentRouter(DIM, EXPERTS, 2, nn.GRUCell(5, 5), losses=[LoadBalance()])
 
 
+def scaled() -> Router:
+    limit = ProgressiveScaling(EXPERTS, 2, 10, 20)
+    return TopKRouter(DIM, EXPERTS, 2, gate="softmax", losses=[LoadBalance()], candidates=limit)
+
+
 ROUTERS = [
     Row("top-k", lambda: TopKRouter(DIM, EXPERTS, 2, losses=[LoadBalance(), RouterZ()])),
     Row("softmax", lambda: TopKRouter(DIM, EXPERTS, 1, gate="softmax", losses=[Importance()])),
@@ -107,6 +113,7 @@ ROUTERS = [
     Row("mlp", lambda: TopKRouter(DIM, EXPERTS, 2, "mlp")),
     # The state below is that of no layer: nothing for the cell's map of states but its bias.
     Row("recurrent", recurrent, idle=frozenset({"scorer.cell.weight_hh"})),
+    Row("scaled", scaled, context=lambda things: {"step": 15}),
 ]
 
 
@@ -296,11 +303,16 @@ def test_empty_batches_have_gradients_too(system: System) -> None:
     assert not any(p.grad.any() for p in module.parameters() if p.grad is not None)
 
 
+def of_things(context: dict[str, Any], which: Tensor | slice) -> dict[str, Any]:
+    """What the context says of some of the things."""
+    return {n: v[which] if isinstance(v, Tensor) else v for n, v in context.items()}
+
+
 @every_system
 def test_padding_is_as_good_as_removed(system: System) -> None:
     module, x = stirred(system.seeded()).eval(), things()
     mask = torch.rand(THINGS) < 0.6
-    context = {name: value[mask] for name, value in system.context(THINGS).items()}
+    context = of_things(system.context(THINGS), mask)
     expected = system.run(module, x[mask], **context)
     torch.testing.assert_close(system.run(module, x, mask=mask)[mask], expected)
     x[~mask] = 100.0
@@ -310,7 +322,7 @@ def test_padding_is_as_good_as_removed(system: System) -> None:
 @every_system
 def test_things_depend_on_each_other_as_declared(system: System) -> None:
     module, x = stirred(system.seeded()).eval(), things()
-    context = {name: value[:5] for name, value in system.context(THINGS).items()}
+    context = of_things(system.context(THINGS), slice(5))
     alone, among = system.run(module, x[:5], **context), system.run(module, x)[:5]
     assert torch.allclose(alone, among, atol=1e-6) == system.per_thing
 

@@ -15,8 +15,8 @@ PUBLIC = {
     "polypath.routing": """
         All AuxiliaryLoss Candidates CosineScorer Entropy ExpertChoice ExpertChoiceRouter
         HashRouter Importance LayerLoss LinearScorer LoadBalance MLPScorer MoE NoisyLinearScorer
-        OnlyExperts RecurrentRouter RecurrentScorer Router RouterZ Routes Routing RoutingContext
-        SelectionBias SigmoidGate SoftRouter SoftmaxGate TopK TopKRouter UniformGate
+        OnlyExperts ProgressiveScaling RecurrentRouter RecurrentScorer Router RouterZ Routes Routing
+        RoutingContext SelectionBias SigmoidGate SoftRouter SoftmaxGate TopK TopKRouter UniformGate
         current dispatch given losses record replay routed_layers update_biases whole_batch
     """,
     "polypath.experts": """
@@ -30,8 +30,9 @@ PUBLIC = {
     """,
     "polypath.diagnosis": """
         Balance Specialisation balance between contingency dependence expert_similarity
-        gate_information imbalance mean_entropy membership
-        normalised_mutual_information shares specialisation transitions
+        gate_information gate_mass imbalance mean_entropy membership
+        normalised_mutual_information share_of shares specialisation transitions underused
+        violations
     """,
 }
 

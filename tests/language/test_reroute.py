@@ -20,7 +20,8 @@ KINDS = {
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 # Routers whose method leaves a model that has just been given them as it was.
-SAME: list[tuple[str, dict[str, Any]]] = [("top-k", {})]
+LOCAL = {"group": 2, "local_first": True, "renormalise": True, "start": 10, "end": 20}
+SAME: list[tuple[str, dict[str, Any]]] = [("top-k", {}), ("reuse", {"options": LOCAL})]
 
 
 def model_of(kind: str) -> Any:
@@ -34,17 +35,25 @@ def model_of(kind: str) -> Any:
 def test_it_starts_as_it_was(
     batch: dict[str, Tensor], kind: str, router: str, values: dict[str, Any]
 ) -> None:
-    model = model_of(kind)
+    model = model_of(kind).train()
     before = model(**batch).logits
-    experts = {p.data_ptr() for n, p in model.named_parameters() if ".experts." in n}
+    experts = {n: p for n, p in model.named_parameters() if ".experts." in n}
+    count = sum(p.numel() for p in experts.values())
     reroute(model, router, **values)
-    torch.testing.assert_close(model(**batch).logits, before, rtol=1e-5, atol=1e-5)
-    assert {p.data_ptr() for n, p in model.named_parameters() if ".experts." in n} == experts
+    with given(step=0):
+        torch.testing.assert_close(model(**batch).logits, before, rtol=1e-5, atol=1e-5)
+    after = {n: p for n, p in model.named_parameters() if ".experts." in n}
+    assert sum(p.numel() for p in after.values()) == count
+    if router != "reuse":  # whose pool is made of copies
+        assert {p.data_ptr() for p in after.values()} == {p.data_ptr() for p in experts.values()}
 
 
 @every_kind
-def test_it_trains_on_and_is_kept(batch: dict[str, Tensor], tmp_path: Path, kind: str) -> None:
-    model = reroute(model_of(kind), "top-k", losses={"load_balance": 0.1}).train()
+@pytest.mark.parametrize(("router", "values"), SAME)
+def test_it_trains_on_and_is_kept(
+    batch: dict[str, Tensor], tmp_path: Path, kind: str, router: str, values: dict[str, Any]
+) -> None:
+    model = reroute(model_of(kind), router, losses={"load_balance": 0.1}, **values).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     seen = []
     for step in range(8):

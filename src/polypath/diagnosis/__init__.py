@@ -1,7 +1,15 @@
 """What was learnt and which way it went: numbers from recorded routings."""
 
 from polypath.diagnosis.information import Balance, balance, expert_similarity, gate_information
-from polypath.diagnosis.load import imbalance, mean_entropy, shares
+from polypath.diagnosis.load import (
+    gate_mass,
+    imbalance,
+    mean_entropy,
+    share_of,
+    shares,
+    underused,
+    violations,
+)
 from polypath.diagnosis.specialisation import (
     Specialisation,
     contingency,
@@ -20,11 +28,15 @@ __all__ = [
     "dependence",
     "expert_similarity",
     "gate_information",
+    "gate_mass",
     "imbalance",
     "mean_entropy",
     "membership",
     "normalised_mutual_information",
+    "share_of",
     "shares",
     "specialisation",
     "transitions",
+    "underused",
+    "violations",
 ]

@@ -14,6 +14,7 @@ READS: dict[str, set[str]] = {
     "hash": {"k"},
     "soft": {"scorer", "losses"},
     "recurrent": {"k", "losses"},
+    "reuse": {"k", "gate", "losses"},
 }
 
 
@@ -38,5 +39,36 @@ class Recurrent:
             raise InputError(f"RoutedLayers.options: state={self.state}; at least 1 is needed")
 
 
+@dataclass(frozen=True)
+class Reuse:
+    """Neighbouring layers share their experts, see `ProgressiveScaling`; a top-k router for each.
+
+    group: r, layers in a group, the last of which may be shorter; a layer chooses among all experts
+        of its group, the places of its own being those of its place in the group.
+    growth: how candidates grow in number from `least` at step `start` to all at step `end`; "none"
+        for no limit in training.
+    least: candidates at first, num_experts when None. group=1 with fewer is expert dropout.
+    local_first: the layer's own experts are always candidates, and at first the only ones.
+    renormalise: the limit comes before the softmax.
+    As the paper prints it, gate is "softmax", and what is not chosen is not made up for.
+    """
+
+    group: int = 2
+    growth: Literal["linear", "stepwise", "none"] = "linear"
+    start: int = 10_000
+    end: int = 30_000
+    least: int | None = None
+    local_first: bool = False
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise InputError(f"RoutedLayers.options: group={self.group}; at least 1 is needed")
+        if not 0 <= self.start <= self.end:
+            raise InputError(
+                f"RoutedLayers.options: start={self.start}, end={self.end}; 0 ≤ start ≤ end"
+            )
+
+
 # A frozen dataclass for each router that has options of its own; it checks their ranges.
-OPTIONS: dict[str, type] = {"recurrent": Recurrent}
+OPTIONS: dict[str, type] = {"recurrent": Recurrent, "reuse": Reuse}

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from polypath.errors import InputError, unknown
 from polypath.experts.activations import ACTIVATIONS
-from polypath.experts.feedforward import Kind
+from polypath.experts.feedforward import FeedForwardExperts, Kind
 from polypath.language.attach import attach
 from polypath.language.config import RoutedLayers
 from polypath.language.families import decoder_of
@@ -32,9 +33,9 @@ def reroute(
 
     router, options, losses: as in `RoutedLayers`; what the checkpoint says of k, its gate and its
         losses stays where nothing else is said.
-    The experts' parameters stay the checkpoint's own. A router that scores by rows of the experts'
-    space starts from the trained ones: the model then starts with the logits that it had, wherever
-    the router's method leaves them be.
+    The experts' parameters stay the checkpoint's own; a pool of several layers is made of copies. A
+    router that scores by rows of the experts' space starts from the trained ones: the model then
+    starts with the logits that it had, wherever the router's method leaves them be.
     fresh: start a router that has no such rows from nothing.
     Raises InputError when there are no experts to route to, the trained router is none of top-k by
     softmax (OLMoE, Qwen3-MoE, Mixtral), or the new one cannot start from it.
@@ -48,9 +49,10 @@ def reroute(
     routed = _with(found[0], router, options, losses)
     # Built with experts one wide, whose places the trained ones take.
     new = build_stack(replace(routed, hidden=1), decoder.module.config.hidden_size, 1, len(adopted))
-    for layer, old in zip(new, adopted.values(), strict=True):
-        layer.experts = old.experts
-        _start(layer, old, router, fresh)
+    pairs = list(zip(new, adopted.values(), strict=True))
+    for bank in dict.fromkeys(layer.experts for layer in new):
+        members = [(layer, old) for layer, old in pairs if layer.experts is bank]
+        _hand_over([layer for layer, _ in members], [old for _, old in members], router, fresh)
     made = dict(zip(adopted, new, strict=True))
     place(decoder, made.__getitem__, adopted)
     decoder.host.origins.update(dict.fromkeys(adopted, routed))
@@ -99,11 +101,33 @@ def _described(index: int, layer: Any) -> RoutedLayers:
     )
 
 
+def _hand_over(layers: list[MoE], olds: list[Any], name: str, fresh: bool) -> None:
+    """Give layers that share a bank the trained experts, and their routers the trained rows."""
+    experts = olds[0].experts if len(olds) == 1 else _joined([old.experts for old in olds])
+    rows = torch.cat([old.router.scorer.weight for old in olds])
+    for layer in layers:
+        layer.experts = experts
+        _start(layer.router, rows, name, fresh)
+
+
 @torch.no_grad()
-def _start(layer: MoE, old: Any, name: str, fresh: bool) -> None:
-    """Give a new layer's router the rows of the trained one, where it has any."""
-    rows = old.router.scorer.weight
-    scorers = [m for m in layer.router.modules() if type(m) is LinearScorer]
+def _joined(banks: list[Any]) -> FeedForwardExperts:
+    """One bank of the experts of several equal ones, in order; copies of their parameters."""
+    parts = [bank.weights() for bank in banks]
+    hidden, dim = parts[0][2].shape[2], parts[0][2].shape[1]
+    total = sum(len(part[2]) for part in parts)
+    bias, activation = parts[0][3] is not None, banks[0].network.activation
+    joined = FeedForwardExperts(total, dim, hidden, activation, bias).to(parts[0][2])
+    for whole, *pieces in zip(joined.weights(), *parts, strict=True):
+        if whole is not None:
+            whole.copy_(torch.cat(pieces))
+    return joined
+
+
+@torch.no_grad()
+def _start(router: Any, rows: Tensor, name: str, fresh: bool) -> None:
+    """Give a new router the trained rows, where it has any."""
+    scorers = [m for m in router.modules() if type(m) is LinearScorer]
     if len(scorers) == 1 and scorers[0].weight.shape == rows.shape:
         scorers[0].weight.copy_(rows)
     elif not fresh:

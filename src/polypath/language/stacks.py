@@ -14,13 +14,14 @@ from torch import nn
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.shared import SharedExpert
 from polypath.language.config import LAYER_LOSSES, LOSSES, RoutedLayers
-from polypath.language.options import Recurrent
+from polypath.language.options import Recurrent, Reuse
 from polypath.routing import (
     AuxiliaryLoss,
     CosineScorer,
     ExpertChoiceRouter,
     HashRouter,
     MoE,
+    ProgressiveScaling,
     RecurrentRouter,
     Router,
     SoftRouter,
@@ -122,10 +123,48 @@ def _recurrent(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[
     return layers
 
 
+def _reuse(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+    own = cast(Reuse, routed.own_options())
+    layers = []
+    for first in range(0, count, own.group):
+        members = range(first, min(first + own.group, count))
+        size = routed.num_experts * len(members)
+        pool = FeedForwardExperts(size, dim, hidden, routed.kind)
+        for index in members:
+            candidates = _scaling(routed, own, size, index, index - first)
+            losses = router_losses(routed)
+            router = TopKRouter(
+                dim, size, routed.k, gate=routed.gate, losses=losses, candidates=candidates
+            )
+            layers.append(layer(routed, dim, router, pool))
+    return layers
+
+
+def _scaling(
+    routed: RoutedLayers, own: Reuse, size: int, index: int, place: int
+) -> ProgressiveScaling | None:
+    """The limit of a layer that has this place in a group of `size` experts."""
+    if own.growth == "none":
+        return None
+    local = range(place * routed.num_experts, (place + 1) * routed.num_experts)
+    least = routed.num_experts if own.least is None else own.least
+    return ProgressiveScaling(
+        size,
+        least,
+        own.start,
+        own.end,
+        own.growth,
+        local if own.local_first else (),
+        own.renormalise,
+        seed=index,
+    )
+
+
 STACKS: dict[str, Stack] = {
     "top-k": _apart(_top_k),
     "expert-choice": _apart(_expert_choice),
     "hash": _apart(_hash),
     "soft": _apart(_soft),
     "recurrent": _recurrent,
+    "reuse": _reuse,
 }

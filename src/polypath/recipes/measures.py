@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 
@@ -32,6 +32,16 @@ def table(parts: Mapping[str, list[Part]]) -> Table:
         note="On the validation text, means over layers and seeds, ± half of the 95 % interval. "
         + " ".join(f"{title}: {doc}" for title, (_, doc) in MEASURES.items()),
     )
+
+
+def means(title: str, seen: Mapping[str, Sequence[Mapping[str, float]]], note: str) -> Table:
+    """What a recipe measured of every arm, one mapping a seed: the means over seeds."""
+    names = list(next(iter(seen.values()))[0])
+    rows = [
+        [arm, *(estimate([values[name] for values in own]).mean for name in names)]
+        for arm, own in seen.items()
+    ]
+    return Table(title, ["model", *names], rows, note=note)
 
 
 def _measured(part: Part) -> dict[str, float | None]:

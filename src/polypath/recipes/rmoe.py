@@ -15,10 +15,10 @@ import torch
 
 from polypath.diagnosis import balance, expert_similarity, gate_information, mean_entropy
 from polypath.errors import InputError
-from polypath.recipes import text, where
+from polypath.recipes import measures, text, where
 from polypath.recipes.arms import Part, trained
 from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
-from polypath.report import Claim, Outcome, Table, estimate, judge
+from polypath.report import Claim, Outcome, judge
 from polypath.routing import routed_layers
 from polypath.training.run import Run
 
@@ -86,7 +86,16 @@ def run(config: Config, run: Run) -> Outcome:
     """Train every arm under every seed; judge the paper's claims."""
     parts = text.train(config, run, arms(config))
     seen = {arm: [measured(part) for part in own] for arm, own in parts.items()}
-    return text.conclude(config, run, parts, claims(parts, seen), tables=[table(seen)])
+    table = measures.means(
+        "What routers of different layers share",
+        seen,
+        "Mutual information of a token's gates at two layers, as the paper bins it, over all "
+        "pairs of layers, in nats; by chance: with another token's gates; corrected: the "
+        "difference. Entropy of the gate in nats. Inner balance: the highest over the second "
+        "highest gate; outer balance: what the chosen have of the whole gate; medians over tokens. "
+        "Likeness: mean cosine of all pairs of experts, 1/E when they are orthogonal.",
+    )
+    return text.conclude(config, run, parts, claims(parts, seen), tables=[table])
 
 
 Measured = dict[str, float]
@@ -110,25 +119,6 @@ def measured(part: Part) -> Measured:
             expert_similarity(layer.experts) for layer in routed_layers(model).values()
         ),
     }
-
-
-def table(seen: Mapping[str, list[Measured]]) -> Table:
-    """The means over seeds of everything that was measured."""
-    names = list(next(iter(seen.values()))[0])
-    rows = [
-        [arm, *(estimate([values[name] for values in own]).mean for name in names)]
-        for arm, own in seen.items()
-    ]
-    return Table(
-        "What routers of different layers share",
-        ["model", *names],
-        rows,
-        note="Mutual information of a token's gates at two layers, as the paper bins it, over all "
-        "pairs of layers, in nats; by chance: with another token's gates; corrected: the "
-        "difference. Entropy of the gate in nats. Inner balance: the highest over the second "
-        "highest gate; outer balance: what the chosen have of the whole gate; medians over tokens. "
-        "Likeness: mean cosine of all pairs of experts, 1/E when they are orthogonal.",
-    )
 
 
 def claims(parts: Parts, seen: Mapping[str, list[Measured]]) -> list[Claim]:

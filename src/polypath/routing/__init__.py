@@ -24,6 +24,7 @@ from polypath.routing.routers import (
     SoftRouter,
     TopKRouter,
 )
+from polypath.routing.scaling import ProgressiveScaling
 from polypath.routing.scorers import CosineScorer, LinearScorer, MLPScorer, NoisyLinearScorer
 from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK
 
@@ -44,6 +45,7 @@ __all__ = [
     "MoE",
     "NoisyLinearScorer",
     "OnlyExperts",
+    "ProgressiveScaling",
     "RecurrentRouter",
     "RecurrentScorer",
     "Router",

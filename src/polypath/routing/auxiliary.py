@@ -102,7 +102,8 @@ class LoadBalance(AuxiliaryLoss):
     """E · Σ fᵢ Pᵢ: the share of choices times the mean probability; 1 when both are uniform.
 
     fᵢ is divided by k (choices, not things, are counted) and Pᵢ by the sum of the gate's
-    probabilities, so that the loss reads the same for every k and every gate.
+    probabilities, so that the loss reads the same for every k and every gate. E counts the experts
+    that may be chosen, the mean over things.
     over="batch": f and P over the whole global batch, all micro-batches and ranks
         (Switch Transformers, equation 4; Qiu et al. 2025 for the global batch).
     over="sequence": f and P within each sequence, averaged over things (DeepSeek-V3, equation 17);
@@ -118,19 +119,21 @@ class LoadBalance(AuxiliaryLoss):
 
     def sums(self, routing: Routing, context: RoutingContext) -> Tensor:
         chosen, p, counted = _choices(routing), _shares(routing), _counted(routing)
+        open_ = (routing.scores != -torch.inf).to(counted.dtype).sum(-1) * counted
         if self.over == "batch":
-            return torch.cat([chosen.sum(0), p.sum(0), counted.sum()[None]])
+            return torch.cat([chosen.sum(0), p.sum(0), open_.sum()[None], counted.sum()[None]])
         shape = context.need("shape", "LoadBalance(over='sequence')")
         rows = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
-        chosen, p, counted = (t.unflatten(0, rows).sum(1) for t in (chosen, p, counted))
-        loss = _balance(chosen, p, counted)
+        parts = (chosen, p, open_, counted)
+        chosen, p, open_, counted = (t.unflatten(0, rows).sum(1) for t in parts)
+        loss = _balance(chosen, p, open_, counted)
         return torch.stack([(loss * counted).sum(), counted.sum()])
 
     def value(self, sums: Tensor) -> Tensor:
         if self.over == "sequence":
             return sums[0] / sums[1].clamp_min(1)
-        chosen, p = sums[:-1].chunk(2)
-        return _balance(chosen, p, sums[-1])
+        chosen, p = sums[:-2].chunk(2)
+        return _balance(chosen, p, sums[-2], sums[-1])
 
 
 class Importance(AuxiliaryLoss):
@@ -213,10 +216,14 @@ def _shares(routing: Routing) -> Tensor:
     return p / p.sum(-1, keepdim=True).clamp_min(1e-20) * _counted(routing)[:, None]
 
 
-def _balance(chosen: Tensor, p: Tensor, counted: Tensor) -> Tensor:
-    """E Σ f P from the sums of choices (..., E), of probabilities (..., E) and of things (...)."""
+def _balance(chosen: Tensor, p: Tensor, candidates: Tensor, counted: Tensor) -> Tensor:
+    """E Σ f P from sums over things.
+
+    Of choices (..., E), of probabilities (..., E), of candidates (...) and of the things (...).
+    """
     f = chosen.detach() / chosen.detach().sum(-1, keepdim=True).clamp_min(1)
-    return p.shape[-1] * (f * p).sum(-1) / counted.clamp_min(1)
+    things = counted.clamp_min(1)
+    return candidates / things * (f * p).sum(-1) / things
 
 
 def _over_ranks(sums: Tensor) -> Tensor:

@@ -133,6 +133,7 @@ class TopKRouter(Router):
     gate: "softmax" (softmax over all, then top-k: OLMoE), "softmax-chosen" (top-k, then softmax:
         Mixtral) or "sigmoid" (each for itself, then normalised: DeepSeek-V3).
     bias_rate: the rate of a selection-only bias that balances without a loss (Wang et al. 2024).
+    candidates: see `Router`.
     Raises InputError when k is not within 1..num_experts or a name is unknown.
     """
 
@@ -146,6 +147,7 @@ class TopKRouter(Router):
         losses: Iterable[AuxiliaryLoss] = (),
         capacity: float | None = None,
         bias_rate: float | None = None,
+        candidates: Candidates | None = None,
     ) -> None:
         if not 1 <= k <= num_experts:
             raise InputError(f"TopKRouter: k={k} of {num_experts} experts; 1 ≤ k ≤ E is needed")
@@ -158,7 +160,7 @@ class TopKRouter(Router):
             raise unknown("gate", gate, gates)
         bias = None if bias_rate is None else SelectionBias(num_experts, bias_rate)
         scorer = _scorer(scorer, dim, num_experts)
-        super().__init__(scorer, TopK(k, bias), gates[gate](), losses, capacity)
+        super().__init__(scorer, TopK(k, bias), gates[gate](), losses, capacity, candidates)
 
 
 class ExpertChoiceRouter(Router):

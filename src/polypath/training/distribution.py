@@ -145,9 +145,12 @@ def parallelise(model: nn.Module, shard_experts: bool = False) -> nn.Module:
     mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))
     spread: set[nn.Parameter] = set()
     if shard_experts:
-        for routed in routed_layers(model).values():
-            routed.experts = ShardedExperts(routed.experts, mesh)
-            spread.update(routed.experts.parameters())
+        routed = list(routed_layers(model).values())
+        banks = dict.fromkeys(moe.experts for moe in routed)  # several layers may share one
+        sharded = {bank: ShardedExperts(bank, mesh) for bank in banks}
+        for moe in routed:
+            moe.experts = sharded[moe.experts]
+            spread.update(moe.experts.parameters())
     layers = list(_layers(model))
     common = _common(layers)
     if len(common):
