@@ -121,7 +121,9 @@ class Training:
     def __init__(self, model: str, shard_experts: bool = False, parts: int = 1) -> None:
         torch.manual_seed(distribution.rank())  # rank 0's weights become everybody's
         self.model = distribution.parallelise(MODELS[model](), shard_experts)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.02, weight_decay=0.1)
+        # An eps above the rounding of gradients, which Adam would make as large as a gradient.
+        values = {"lr": 0.02, "weight_decay": 0.1, "eps": 1e-5}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), **values)
         self.parts = parts
         self.first: dict[str, Tensor] = {}
 

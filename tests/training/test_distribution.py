@@ -97,13 +97,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def close(model: str) -> dict[str, float]:
-    """float64, or float32 whose rounding Adam has made larger where gradients are tiny.
-
-    They are tiniest where few experts may be chosen.
-    """
-    if model == "blocks":
-        return {"rtol": 1e-9, "atol": 1e-10}
-    return {"rtol": 1e-4, "atol": 1e-4 if model == "reuse" else 1e-5}
+    """float64, or float32 whose rounding Adam has made larger where gradients are tiny."""
+    return {"rtol": 1e-9, "atol": 1e-10} if model == "blocks" else {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.mark.parametrize(("model", "shard"), ARMS)
