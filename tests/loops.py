@@ -99,11 +99,18 @@ def reuse() -> nn.Module:
     return hosted(RoutedLayers("reuse", num_experts=3, losses=losses, options=options))
 
 
+def attention() -> nn.Module:
+    """Routers that are told the attention before them, padding and all."""
+    losses, options = {"load_balance": 0.1}, {"sigma": 2.0}
+    return hosted(RoutedLayers("attention", num_experts=5, losses=losses, options=options))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "blocks": blocks,
     "llama": llama,
     "recurrent": recurrent,
     "reuse": reuse,
+    "attention": attention,
 }
 
 

@@ -32,6 +32,8 @@ from polypath.errors import InputError
 from polypath.experts import ClampedSwiGLU, ExpertList, FeedForwardExperts, SharedExpert
 from polypath.experts.activations import Activation
 from polypath.routing import (
+    Attention,
+    AttentionRouter,
     Entropy,
     ExpertChoiceRouter,
     HashRouter,
@@ -46,6 +48,7 @@ from polypath.routing import (
     Routing,
     SelectionBias,
     SigmoidGate,
+    SimilarityRouter,
     SoftRouter,
     TopK,
     TopKRouter,
@@ -67,6 +70,15 @@ def nothing(things: int) -> dict[str, Any]:
 
 def tokens(things: int) -> dict[str, Any]:
     return {"tokens": torch.arange(things)}
+
+
+def attention(things: int) -> dict[str, Any]:
+    """Each thing attends to itself alone, so that the attention of some things is a part of it."""
+    eye = torch.eye(things, dtype=torch.float64).expand(1, 2, -1, -1)
+    values = torch.linspace(-1, 1, 6 * things, dtype=torch.float64).view(1, 2, things, 3)
+    output = values.transpose(1, 2).flatten(2) @ torch.ones(6, DIM, dtype=torch.float64)
+    projection = torch.ones(DIM, 6, dtype=torch.float64)
+    return {"attention": Attention(eye, values, projection, output)}
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,12 @@ ROUTERS = [
     Row("mlp", lambda: TopKRouter(DIM, EXPERTS, 2, "mlp")),
     # The state below is that of no layer: nothing for the cell's map of states but its bias.
     Row("recurrent", recurrent, idle=frozenset({"scorer.cell.weight_hh"})),
+    Row("similarity", lambda: SimilarityRouter(DIM, EXPERTS, 2, losses=[LoadBalance()])),
+    Row(
+        "attention",
+        lambda: AttentionRouter(DIM, EXPERTS, 2, losses=[LoadBalance()]),
+        context=attention,
+    ),
     Row("scaled", scaled, context=lambda things: {"step": 15}),
 ]
 
@@ -305,7 +323,15 @@ def test_empty_batches_have_gradients_too(system: System) -> None:
 
 def of_things(context: dict[str, Any], which: Tensor | slice) -> dict[str, Any]:
     """What the context says of some of the things."""
-    return {n: v[which] if isinstance(v, Tensor) else v for n, v in context.items()}
+
+    def part(value: Any) -> Any:
+        if isinstance(value, Attention):
+            among = value.probabilities[:, :, which][..., which]
+            values, output = value.values[:, :, which], value.output[:, which]
+            return Attention(among, values, value.projection, output)
+        return value[which] if isinstance(value, Tensor) else value
+
+    return {name: part(value) for name, value in context.items()}
 
 
 @every_system

@@ -13,10 +13,12 @@ PUBLIC = {
         save_pretrained update_biases whole_batch
     """,
     "polypath.routing": """
-        All AuxiliaryLoss Candidates CosineScorer Entropy ExpertChoice ExpertChoiceRouter
+        All Attention AttentionRouter AttentionScorer AuxiliaryLoss Candidates CosineScorer Entropy
+        ExpertChoice ExpertChoiceRouter
         HashRouter Importance LayerLoss LinearScorer LoadBalance MLPScorer MoE NoisyLinearScorer
         OnlyExperts ProgressiveScaling RecurrentRouter RecurrentScorer Router RouterZ Routes Routing
-        RoutingContext SelectionBias SigmoidGate SoftRouter SoftmaxGate TopK TopKRouter UniformGate
+        RoutingContext SelectionBias SigmoidGate SimilarityRouter SimilarityScorer SoftRouter
+        SoftmaxGate TopK TopKRouter UniformGate
         current dispatch given losses record replay routed_layers update_biases whole_batch
     """,
     "polypath.experts": """

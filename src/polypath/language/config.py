@@ -41,7 +41,8 @@ class RoutedLayers:
     kind: the experts' network, see `FeedForwardExperts`.
     shared_hidden: width of one more expert that serves every token; 0 for none.
     scorer: "linear", "cosine", "mlp" or "noisy".
-    gate: "softmax-chosen", "softmax" or "sigmoid", see `TopKRouter`; for "top-k" only.
+    gate: "softmax-chosen", "softmax" or "sigmoid", see `TopKRouter`; a sigmoid is for
+        "top-k" and "reuse" only.
     capacity: an expert drops what exceeds capacity · T · k / E tokens; None for no limit; "top-k".
     bias_rate: rate of a selection bias that balances without a loss; None for none; for "top-k".
     losses: weights of auxiliary losses by name: load_balance, sequence_balance (within each

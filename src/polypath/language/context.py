@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from polypath.language.families import Decoder
+from polypath.language.memory import Memory
+from polypath.language.observed import PLACE, observe, observed
 from polypath.routing import MoE, Routing, RoutingContext, current
 
 _KEY = "routing_pass"
@@ -41,26 +43,38 @@ class Seat:
     """A routed layer's place in its host: it is told what the pass knows, and tells its routing.
 
     index: the layer; below: the nearest routed layer below it, or None.
-    pairs: the host expects the weights of the chosen experts beside the layer's output.
     """
 
-    def __init__(self, index: int, below: int | None, pairs: bool) -> None:
+    def __init__(self, decoder: Decoder, index: int, below: int | None) -> None:
+        self.decoder = decoder
         self.index = index
         self.below = below
-        self.pairs = pairs
+        self.observes = needs_attention(decoder.routed()[index])
         self._pass: Pass | None = None
+        self._seen: dict[str, Tensor] = {}
+        self._told: dict[str, Any] = {}
 
     def before_attention(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple:
         """Take the pass out of the arguments of the layer's attention."""
         kwargs = dict(kwargs)
         self._pass = kwargs.pop(_KEY, None)
+        self._seen, self._told = {}, {}
+        if (cache := kwargs.get("past_key_values")) is not None:
+            self._told["remember"] = Memory(cache, self.index, len(self.decoder.layers))
+        if self.observes:
+            kwargs[PLACE] = self._seen
         return args, kwargs
+
+    def after_attention(self, attention: nn.Module, args: tuple, output: Any) -> None:
+        """Note what the attention saw, where it was looked at."""
+        if self._seen:
+            self._told["attention"] = observed(self.decoder, self.index, self._seen, output[0])
 
     def before_routing(self, layer: MoE, args: tuple, kwargs: dict) -> tuple:
         """Give the routed layer its context; without a pass, it reads the ambient one."""
         if self._pass is None:
             return args, kwargs
-        context = self._pass.context
+        context = replace(self._pass.context, **self._told)
         if self.below in self._pass.routings:
             context = replace(context, previous=self._pass.routings[self.below])
         return args, {"context": context} | kwargs
@@ -70,8 +84,14 @@ class Seat:
         routing = cast(Routing, layer.last)
         if self._pass is not None:
             self._pass.routings[self.index] = routing
-        self._pass = None
-        return (y, routing.weights) if self.pairs else y
+        self._pass, self._seen, self._told = None, {}, {}
+        # Some hosts expect the weights of the chosen experts beside the layer's output.
+        return (y, routing.weights) if self.decoder.family.pairs else y
+
+
+def needs_attention(layer: MoE) -> bool:
+    """Whether a router has to be told the attention before it."""
+    return any(getattr(module, "needs_attention", False) for module in layer.router.modules())
 
 
 def connect(decoder: Decoder) -> None:
@@ -81,15 +101,18 @@ def connect(decoder: Decoder) -> None:
     handles.append(decoder.module.register_forward_pre_hook(start_pass, with_kwargs=True))
     handles.append(decoder.module.register_forward_hook(finish_pass, with_kwargs=True))
     routed, below = decoder.routed(), None
+    if any(needs_attention(layer) for layer in routed.values()):
+        observe(decoder)
     for index in range(len(decoder.layers)):
         attention = decoder.attention(index)
         if index not in routed:
             handles.append(attention.register_forward_pre_hook(drop_pass, with_kwargs=True))
             continue
-        seat, layer = Seat(index, below, decoder.family.pairs), routed[index]
+        seat, layer = Seat(decoder, index, below), routed[index]
         below = index
         handles += [
             attention.register_forward_pre_hook(seat.before_attention, with_kwargs=True),
+            attention.register_forward_hook(seat.after_attention),
             layer.register_forward_pre_hook(seat.before_routing, with_kwargs=True),
             layer.register_forward_hook(seat.after_routing),
         ]

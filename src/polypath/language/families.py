@@ -31,6 +31,7 @@ class Family:
     """Where a family of decoders keeps its parts.
 
     layers: the decoder's list of layers. attention, mlp: modules of a layer.
+    projection: of an attention, the map to its output.
     width: from the configuration to the width of a feed-forward layer, or of an expert.
     pairs: the host expects (y, weights of the chosen experts) of its routed layers, not y alone.
     """
@@ -38,6 +39,7 @@ class Family:
     layers: str = "layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    projection: str = "o_proj"
     width: Callable[[Any], int] = _intermediate_size
     pairs: bool = False
 
@@ -48,7 +50,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family(),
     "gemma2": Family(),
     "gemma3_text": Family(),
-    "gpt2": Family(layers="h", attention="attn", width=_gpt2_width),
+    "gpt2": Family(layers="h", attention="attn", projection="c_proj", width=_gpt2_width),
     "olmoe": Family(),
     "mixtral": Family(),
     "qwen3_moe": Family(width=_moe_intermediate_size),

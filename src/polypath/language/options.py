@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from polypath.errors import InputError
 
@@ -15,6 +15,8 @@ READS: dict[str, set[str]] = {
     "soft": {"scorer", "losses"},
     "recurrent": {"k", "losses"},
     "reuse": {"k", "gate", "losses"},
+    "similarity": {"k", "gate", "losses"},
+    "attention": {"k", "gate", "losses"},
 }
 
 
@@ -70,5 +72,51 @@ class Reuse:
             )
 
 
+@dataclass(frozen=True)
+class Similarity:
+    """See `SimilarityScorer`; temperature=None is an infinite one."""
+
+    temperature: float | None = 1.0
+    window: int | None = None
+    voters: Literal["all", "surer"] = "all"
+    start: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "temperature", "window")
+        _check_share(self.start)
+
+
+@dataclass(frozen=True)
+class AttentionAware:
+    """See `AttentionScorer`; sigma=None is an infinite one."""
+
+    sigma: float | None = 1.0
+    heads: Literal["surest", "all"] = "surest"
+    relative: bool = True
+    detach: bool = False
+    start: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "sigma")
+        _check_share(self.start)
+
+
+def _check_positive(options: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise InputError(f"RoutedLayers.options: {name}={value}; positive, or None, is right")
+
+
+def _check_share(start: float | None) -> None:
+    if start is not None and not 0 <= start <= 1:
+        raise InputError(f"RoutedLayers.options: start={start}; 0 ≤ start ≤ 1, or None, is right")
+
+
 # A frozen dataclass for each router that has options of its own; it checks their ranges.
-OPTIONS: dict[str, type] = {"recurrent": Recurrent, "reuse": Reuse}
+OPTIONS: dict[str, type] = {
+    "recurrent": Recurrent,
+    "reuse": Reuse,
+    "similarity": Similarity,
+    "attention": AttentionAware,
+}

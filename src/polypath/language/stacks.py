@@ -6,6 +6,7 @@ budget that depth divides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -14,8 +15,9 @@ from torch import nn
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.shared import SharedExpert
 from polypath.language.config import LAYER_LOSSES, LOSSES, RoutedLayers
-from polypath.language.options import Recurrent, Reuse
+from polypath.language.options import AttentionAware, Recurrent, Reuse, Similarity
 from polypath.routing import (
+    AttentionRouter,
     AuxiliaryLoss,
     CosineScorer,
     ExpertChoiceRouter,
@@ -24,6 +26,7 @@ from polypath.routing import (
     ProgressiveScaling,
     RecurrentRouter,
     Router,
+    SimilarityRouter,
     SoftRouter,
     TopKRouter,
 )
@@ -99,6 +102,37 @@ def _soft(routed: RoutedLayers, dim: int) -> Router:
     return SoftRouter(dim, routed.num_experts, routed.scorer, router_losses(routed))
 
 
+def _similarity(routed: RoutedLayers, dim: int) -> Router:
+    own = cast(Similarity, routed.own_options())
+    return SimilarityRouter(
+        dim,
+        routed.num_experts,
+        routed.k,
+        router_losses(routed),
+        routed.gate,
+        math.inf if own.temperature is None else own.temperature,
+        own.window,
+        own.voters,
+        start=own.start,
+    )
+
+
+def _attention(routed: RoutedLayers, dim: int) -> Router:
+    own = cast(AttentionAware, routed.own_options())
+    return AttentionRouter(
+        dim,
+        routed.num_experts,
+        routed.k,
+        router_losses(routed),
+        routed.gate,
+        math.inf if own.sigma is None else own.sigma,
+        own.heads,
+        own.relative,
+        own.detach,
+        own.start,
+    )
+
+
 def _recurrent(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
     own = cast(Recurrent, routed.own_options())
     cells = {"gru": nn.GRUCell, "rnn": nn.RNNCell, "lstm": nn.LSTMCell}
@@ -165,6 +199,8 @@ STACKS: dict[str, Stack] = {
     "expert-choice": _apart(_expert_choice),
     "hash": _apart(_hash),
     "soft": _apart(_soft),
+    "similarity": _apart(_similarity),
+    "attention": _apart(_attention),
     "recurrent": _recurrent,
     "reuse": _reuse,
 }

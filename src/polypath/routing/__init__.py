@@ -1,5 +1,6 @@
 """Who serves whom: routing record, routers, losses, dispatch, the routed layer, the recorder."""
 
+from polypath.routing.attention import AttentionRouter, AttentionScorer
 from polypath.routing.auxiliary import (
     AuxiliaryLoss,
     Entropy,
@@ -10,7 +11,7 @@ from polypath.routing.auxiliary import (
     whole_batch,
 )
 from polypath.routing.candidates import Candidates, OnlyExperts
-from polypath.routing.context import RoutingContext, current, given
+from polypath.routing.context import Attention, RoutingContext, current, given
 from polypath.routing.dispatch import dispatch
 from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.layer import MoE, losses, routed_layers, update_biases
@@ -27,9 +28,13 @@ from polypath.routing.routers import (
 from polypath.routing.scaling import ProgressiveScaling
 from polypath.routing.scorers import CosineScorer, LinearScorer, MLPScorer, NoisyLinearScorer
 from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK
+from polypath.routing.similarity import SimilarityRouter, SimilarityScorer
 
 __all__ = [
     "All",
+    "Attention",
+    "AttentionRouter",
+    "AttentionScorer",
     "AuxiliaryLoss",
     "Candidates",
     "CosineScorer",
@@ -55,6 +60,8 @@ __all__ = [
     "RoutingContext",
     "SelectionBias",
     "SigmoidGate",
+    "SimilarityRouter",
+    "SimilarityScorer",
     "SoftRouter",
     "SoftmaxGate",
     "TopK",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -17,6 +17,28 @@ from polypath.routing.record import Routing
 
 
 @dataclass(frozen=True, eq=False)
+class Attention:
+    """An attention as it ran, N things over the M until now, under H heads of width W.
+
+    probabilities: (B, H, N, M), rows sum to one.
+    values: (B, G, M, W), where G divides H: neighbouring heads share values.
+    projection: (D, H · W), to the output, whose bias is left out.
+    output: (B, N, D), what the attention gave, without the bias.
+    """
+
+    probabilities: Tensor
+    values: Tensor
+    projection: Tensor
+    output: Tensor
+
+    def to(self, dtype: torch.dtype) -> Attention:
+        return Attention(*(getattr(self, f.name).to(dtype) for f in fields(self)))
+
+    def detach(self) -> Attention:
+        return Attention(*(getattr(self, f.name).detach() for f in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
 class RoutingContext:
     """Everything a router may ask for, over T things laid out row by row; None where not given.
 
@@ -26,10 +48,12 @@ class RoutingContext:
     tokens: (T,) int64, token ids.
     positions: (T,) int64, places in the sequence.
     modality: (T,) int64.
-    attention: (batch, heads, length, length), of the attention that came before the layer.
+    attention: the attention that came before the layer.
     candidates: (E,) or (T, E) bool, the experts that may be chosen.
     experts: (T, K) int64, experts that must be chosen (replay).
     previous: the Routing of the layer below.
+    remember: keeps (batch, length, W) of this layer's things beside the host's cache and gives that
+        of all things until now, (batch, past + length, W); None where there is no past.
     step: the training step.
     generator: the source of the router's randomness, torch's own where None. Activation
         checkpointing, which runs a layer again, does not rewind it.
@@ -40,10 +64,11 @@ class RoutingContext:
     tokens: Tensor | None = None
     positions: Tensor | None = None
     modality: Tensor | None = None
-    attention: Tensor | None = None
+    attention: Attention | None = None
     candidates: Tensor | None = None
     experts: Tensor | None = None
     previous: Routing | None = None
+    remember: Callable[[Tensor], Tensor] | None = None
     step: int | None = None
     generator: torch.Generator | None = None
 

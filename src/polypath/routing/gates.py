@@ -82,6 +82,14 @@ class SoftmaxGate(nn.Module):
         return f"over={self.over!r}, scale={self.scale}"
 
 
+def softmax_gate(name: str) -> SoftmaxGate:
+    """The gate "softmax" (over all) or "softmax-chosen"; raises InputError for another name."""
+    over: dict[str, Literal["all", "chosen"]] = {"softmax": "all", "softmax-chosen": "chosen"}
+    if name not in over:
+        raise unknown("gate over probabilities", name, over)
+    return SoftmaxGate(over[name])
+
+
 class SigmoidGate(nn.Module):
     """Sigmoid of each score by itself; the chosen ones divided by their sum when `normalise`.
 
