@@ -105,12 +105,19 @@ def attention() -> nn.Module:
     return hosted(RoutedLayers("attention", num_experts=5, losses=losses, options=options))
 
 
+def coupled() -> nn.Module:
+    """Routers whose rows are tied to their experts, wherever these lie."""
+    losses = {"load_balance": 0.1, "coupling": {"weight": 0.5, "alpha": 0.8}, "orthogonality": 0.1}
+    return hosted(RoutedLayers(num_experts=5, losses=losses))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "blocks": blocks,
     "llama": llama,
     "recurrent": recurrent,
     "reuse": reuse,
     "attention": attention,
+    "coupled": coupled,
 }
 
 

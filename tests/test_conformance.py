@@ -29,11 +29,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polypath.errors import InputError
-from polypath.experts import ClampedSwiGLU, ExpertList, FeedForwardExperts, SharedExpert
+from polypath.experts import (
+    ClampedSwiGLU,
+    ExpertList,
+    FactoredExperts,
+    FeedForwardExperts,
+    SharedExpert,
+)
 from polypath.experts.activations import Activation
 from polypath.routing import (
     Attention,
     AttentionRouter,
+    AutonomousRouter,
     Entropy,
     ExpertChoiceRouter,
     HashRouter,
@@ -156,6 +163,7 @@ BANKS = [
     Row("stream", feedforward(bias=True, engine="stream")),
     Row("grouped", feedforward(bias=True, engine="grouped"), double=False),
     Row("different", different),
+    Row("factored", lambda: FactoredExperts(EXPERTS, DIM, 6)),
 ]
 
 
@@ -191,9 +199,15 @@ def layer(router: Row, bank: Row) -> System:
     )
 
 
+def autonomous() -> MoE:
+    experts = FactoredExperts(EXPERTS, DIM, 6, rank=3)
+    return MoE(AutonomousRouter(experts, 2, [LoadBalance()]), experts)
+
+
 SYSTEMS = [
     *(layer(router, BANKS[0]) for router in ROUTERS),
     *(layer(ROUTERS[0], bank) for bank in BANKS[1:]),
+    System("autonomous", autonomous),
 ]
 
 

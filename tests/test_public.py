@@ -13,17 +13,18 @@ PUBLIC = {
         save_pretrained update_biases whole_batch
     """,
     "polypath.routing": """
-        All Attention AttentionRouter AttentionScorer AuxiliaryLoss Candidates CosineScorer Entropy
+        All Attention AttentionRouter AttentionScorer AutonomousRouter AutonomousScorer
+        AuxiliaryLoss Candidates CosineScorer Coupling Entropy
         ExpertChoice ExpertChoiceRouter
         HashRouter Importance LayerLoss LinearScorer LoadBalance MLPScorer MoE NoisyLinearScorer
-        OnlyExperts ProgressiveScaling RecurrentRouter RecurrentScorer Router RouterZ Routes Routing
-        RoutingContext SelectionBias SigmoidGate SimilarityRouter SimilarityScorer SoftRouter
-        SoftmaxGate TopK TopKRouter UniformGate
+        OnlyExperts Orthogonality ProgressiveScaling RecurrentRouter RecurrentScorer Router RouterZ
+        Routes Routing RoutingContext SelectionBias SigmoidGate SimilarityRouter SimilarityScorer
+        SoftRouter SoftmaxGate TopK TopKRouter UniformGate
         current dispatch given losses record replay routed_layers update_biases whole_batch
     """,
     "polypath.experts": """
-        ClampedSwiGLU Coverage ExpertList ExpertView ExpertViews FeedForwardExperts SharedExpert
-        experts_of
+        ClampedSwiGLU Coverage ExpertList ExpertView ExpertViews FactoredExperts
+        FeedForwardExperts SharedExpert experts_of
     """,
     "polypath.language": """
         BPETokenizer ByteTokenizer Corpus Document RoutedLayers Split Tokenizer Windows attach
@@ -31,10 +32,10 @@ PUBLIC = {
         read_tokenizer reroute save_pretrained text_kinds token_kinds
     """,
     "polypath.diagnosis": """
-        Balance Specialisation balance between contingency dependence expert_similarity
-        gate_information gate_mass imbalance mean_entropy membership
-        normalised_mutual_information share_of shares specialisation transitions underused
-        violations
+        Balance LayerCoupling Specialisation balance between contingency dependence
+        expert_similarity gate_information gate_mass imbalance layer_coupling layer_couplings
+        mean_entropy membership normalised_mutual_information share_of shares specialisation
+        transitions underused violations
     """,
 }
 

@@ -31,6 +31,19 @@ def test_built_layer_is_what_the_config_says(router: str) -> None:
     assert routing.count().sum() == used
 
 
+def test_losses_on_parameters_take_settings_and_draw_apart() -> None:
+    wanted = {"coupling": {"weight": 0.5, "alpha": 0.8, "noise": False}, "orthogonality": 0.1}
+    routed = RoutedLayers(num_experts=4, losses=wanted)
+    assert RoutedLayers.from_json(json.loads(json.dumps(routed.to_json()))) == routed
+    layers = build_stack(routed, 8, 3, 2)
+    own = [layer.losses["coupling"] for layer in layers]
+    assert [(loss.weight, loss.alpha, loss.noise, loss.seed) for loss in own] == [
+        (0.5, 0.8, False, 0),
+        (0.5, 0.8, False, 1),
+    ]
+    assert layers[0].losses["orthogonality"].weight == 0.1
+
+
 def test_width_is_the_hosts_unless_told() -> None:
     assert build_stack(RoutedLayers(), 8, 12, 1)[0].experts.down_proj.shape == (8, 8, 12)
 
@@ -72,6 +85,10 @@ def test_losses_keep_their_names_and_weights() -> None:
         ({"gate": "softmx"}, "unknown gate 'softmx'; did you mean 'softmax'?"),
         ({"losses": {"load_balanc": 1.0}}, "did you mean 'load_balance'?"),
         ({"losses": {"entropy": "much"}}, "losses['entropy']: expected a number, not 'much'"),
+        ({"losses": {"entropy": {"weight": 1.0}}}, "losses['entropy']: expected a number"),
+        ({"losses": {"coupling": {"alfa": 1.0}}}, "unknown setting 'alfa'; did you mean 'alpha'?"),
+        ({"losses": {"coupling": {"noise": 1}}}, "['noise']: expected true or false, not 1"),
+        ({"losses": {"coupling": {"alpha": -1.0}}}, "coupling: alpha=-1.0; at least 0 is needed"),
         ({"losses": 0.1}, "losses: expected a mapping of names to numbers or None, not 0.1"),
         ({"num_experts": "8"}, "num_experts: expected a whole number, not '8'"),
         ({"num_experts": 2.0}, "num_experts: expected a whole number, not 2.0"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hosts import tiny_model
+from polypath.diagnosis import layer_couplings
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach, from_pretrained, reroute, save_pretrained
 from polypath.routing import given, losses, routed_layers
@@ -75,6 +76,26 @@ def test_it_trains_on_and_is_kept(
     save_pretrained(model.eval(), tmp_path / "model")
     again = from_pretrained(tmp_path / "model")
     assert again(**batch).logits.equal(model(**batch).logits)
+
+
+@every_kind
+def test_a_loss_on_its_parameters_joins_a_checkpoint(batch: dict[str, Tensor], kind: str) -> None:
+    model = model_of(kind)
+    before = model.eval()(**batch).logits
+    wanted = {"coupling": {"weight": 1.0, "alpha": 0.9}}
+    reroute(model, "top-k", losses=wanted)
+    torch.testing.assert_close(model(**batch).logits, before, rtol=1e-5, atol=1e-5)
+    optimiser = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    strength = []
+    for step in range(8):
+        strength.append(max(own.strength for own in layer_couplings(model).values()))
+        with given(step=step):
+            loss = model(**batch, labels=batch["input_ids"]).loss
+        (loss + sum(losses(model).values())).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert set(losses(model)) == {"coupling"}
+    assert strength[-1] < strength[0] - 0.1
 
 
 def test_the_checkpoints_losses_and_gate_stay_unless_told() -> None:

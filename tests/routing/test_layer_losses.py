@@ -6,7 +6,16 @@ from torch import Tensor, nn
 
 from polypath.errors import InputError
 from polypath.experts import FeedForwardExperts
-from polypath.routing import HashRouter, LayerLoss, MoE, TopKRouter, given, losses, whole_batch
+from polypath.routing import (
+    HashRouter,
+    LayerLoss,
+    MoE,
+    RoutingContext,
+    TopKRouter,
+    given,
+    losses,
+    whole_batch,
+)
 
 
 class Pull(LayerLoss):
@@ -18,7 +27,7 @@ class Pull(LayerLoss):
         if not hasattr(router.scorer, "weight"):
             raise InputError("pull: a HashRouter has no row for each expert")
 
-    def penalty(self, router: nn.Module, experts: nn.Module) -> Tensor:
+    def penalty(self, router: nn.Module, experts: nn.Module, context: RoutingContext) -> Tensor:
         sizes = experts.down_proj.flatten(1).norm(dim=-1)
         return (router.scorer.weight.norm(dim=-1) * sizes).sum()
 
@@ -39,7 +48,7 @@ def test_value_is_the_weighted_penalty_whatever_the_things() -> None:
     moe = layer()
     for things in (X, X[:1], X[:0]):
         moe(things)
-        expected = 0.5 * moe.losses["pull"].penalty(moe.router, moe.experts)
+        expected = 0.5 * moe.losses["pull"].penalty(moe.router, moe.experts, RoutingContext())
         torch.testing.assert_close(losses(moe)["pull"], expected)
 
 
@@ -65,7 +74,7 @@ def test_padding_counts_for_nothing_in_shares() -> None:
     moe = layer()
     with given(mask=torch.tensor([True] * 2 + [False] * 4)):
         moe(X)
-    expected = 0.5 * moe.losses["pull"].penalty(moe.router, moe.experts)
+    expected = 0.5 * moe.losses["pull"].penalty(moe.router, moe.experts, RoutingContext())
     torch.testing.assert_close(losses(moe)["pull"], expected)
 
 

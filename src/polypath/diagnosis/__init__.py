@@ -1,5 +1,6 @@
 """What was learnt and which way it went: numbers from recorded routings."""
 
+from polypath.diagnosis.coupling import LayerCoupling, layer_coupling, layer_couplings
 from polypath.diagnosis.information import Balance, balance, expert_similarity, gate_information
 from polypath.diagnosis.load import (
     gate_mass,
@@ -21,6 +22,7 @@ from polypath.diagnosis.transitions import between, membership, transitions
 
 __all__ = [
     "Balance",
+    "LayerCoupling",
     "Specialisation",
     "balance",
     "between",
@@ -30,6 +32,8 @@ __all__ = [
     "gate_information",
     "gate_mass",
     "imbalance",
+    "layer_coupling",
+    "layer_couplings",
     "mean_entropy",
     "membership",
     "normalised_mutual_information",

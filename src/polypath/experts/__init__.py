@@ -1,6 +1,7 @@
 """What is chosen: banks of experts."""
 
 from polypath.experts.activations import ClampedSwiGLU
+from polypath.experts.factored import FactoredExperts
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.mixed import ExpertList
 from polypath.experts.shared import SharedExpert
@@ -12,6 +13,7 @@ __all__ = [
     "ExpertList",
     "ExpertView",
     "ExpertViews",
+    "FactoredExperts",
     "FeedForwardExperts",
     "SharedExpert",
     "experts_of",

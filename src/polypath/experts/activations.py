@@ -17,9 +17,20 @@ aten = torch.ops.aten
 
 
 class Activation:
-    """A nonlinearity of `width` hidden values per unit: 2 where one gates the other."""
+    """A nonlinearity of `width` hidden values per unit: 2 where one gates the other.
+
+    gates, ups: where both are among the hidden values of F units; without gates, `gates` are all.
+    neutral: the up that leaves a gate's curve as it is.
+    """
 
     width: int
+    neutral = 1.0
+
+    def gates(self, units: int) -> slice:
+        return slice(units)
+
+    def ups(self, units: int) -> slice:
+        return slice((self.width - 1) * units, self.width * units)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """(R, width · F) to (R, F), differentiable."""
@@ -133,6 +144,13 @@ class ClampedSwiGLU(Activation):
     alpha: float = 1.702
     limit: float = 7.0
     width = 2
+    neutral = 0.0
+
+    def gates(self, units: int) -> slice:
+        return slice(0, None, 2)
+
+    def ups(self, units: int) -> slice:
+        return slice(1, None, 2)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         gate, up = self._clamped(hidden)

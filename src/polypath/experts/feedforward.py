@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from polypath.routing.dispatch.pieces import Piece
 from polypath.routing.record import Routing
 
 Kind = Literal["swiglu", "geglu", "gelu", "relu2"]
+Stage = Literal["gate", "up", "activated", "hidden", "output"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,33 @@ class FeedForwardExperts(nn.Module):
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         """x (T, D), routing over T things to y (T, D)."""
         return dispatch(x, routing, self.network, self.weights(), self.engine)
+
+    def gates(self) -> Tensor:
+        """(E, F, D): each expert's projection inside the activation."""
+        w_in, _, w_out, _ = self.weights()
+        return w_in[:, self.network.activation.gates(w_out.shape[2])]
+
+    def excitations(self, rows: Tensor, stage: Stage = "gate") -> Tensor:
+        """(R, E, ·): what every expert makes of every row (R, D), up to a stage, without biases.
+
+        "gate": the projection inside the activation; "up": the one beside it; "activated": the
+        curve of the gate; "hidden": times the up; "output": the expert's output.
+        Raises InputError for an unknown stage.
+        """
+        if stage not in get_args(Stage):
+            raise unknown("stage", stage, get_args(Stage))
+        w_in, _, w_out, _ = self.weights()
+        activation, units = self.network.activation, w_out.shape[2]
+        if stage in ("gate", "up"):
+            part = activation.gates(units) if stage == "gate" else activation.ups(units)
+            return torch.einsum("rd,efd->ref", rows, w_in[:, part].to(rows.dtype))
+        hidden = torch.einsum("rd,efd->ref", rows, w_in.to(rows.dtype))
+        if stage == "activated" and activation.width == 2:
+            hidden[..., activation.ups(units)] = activation.neutral
+        value = activation(hidden)
+        if stage == "output":
+            return torch.einsum("ref,edf->red", value, w_out.to(rows.dtype))
+        return value
 
     def extra_repr(self) -> str:
         num_experts, *sizes = self.down_proj.shape

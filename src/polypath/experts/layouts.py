@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from polypath.experts.activations import ClampedSwiGLU
+from polypath.experts.factored import FactoredExperts
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.shared import SharedExpert
 
@@ -130,6 +131,8 @@ def _stacked(module: nn.Module) -> Bank:
 
 def _layout(module: Any) -> tuple[bool, bool] | None:
     """(transposed, interleaved) of a module with stacked parameters, None of any other."""
+    if isinstance(module, FactoredExperts):
+        return False, False
     if isinstance(module, FeedForwardExperts):
         return module.transposed, isinstance(module.network.activation, ClampedSwiGLU)
     if hasattr(module, "is_transposed") and hasattr(module, "is_concatenated"):

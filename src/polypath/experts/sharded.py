@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -83,6 +83,22 @@ class ShardedExperts(nn.Module):
         returned = _Exchange.apply(served, received, sent, group)
         return returned.new_zeros(len(x), returned.shape[1]).index_add(0, things, returned)
 
+    def excitations(self, rows: Tensor, stage: str = "gate") -> Tensor:
+        """Those of the bank, of all experts on every rank; all ranks ask together.
+
+        Gradients are added up over ranks, as those of what the experts serve.
+        """
+        asked = functional_call(_Asked(self.bank), self._own("bank."), (rows, stage))
+        sizes = torch.Size((asked.shape[0], self.num_experts, asked.shape[2]))
+        strides = sizes[1] * sizes[2], sizes[2], 1
+        spread = DTensor.from_local(asked, self.mesh, [Shard(1)], shape=sizes, stride=strides)
+        return spread.full_tensor(grad_placements=[Partial()])
+
+    def _own(self, prefix: str = "") -> dict[str, Tensor]:
+        """What lies on this rank of the bank's parameters, by name."""
+        spread = cast("Iterable[tuple[str, DTensor]]", self.bank.named_parameters())
+        return {prefix + name: parameter.to_local() for name, parameter in spread}
+
     @property
     def held(self) -> int:
         """How many experts lie on this rank."""
@@ -90,8 +106,7 @@ class ShardedExperts(nn.Module):
 
     def serve(self, rows: Tensor, routing: Routing) -> Tensor:
         """y (R, D) of rows (R, D) that are here, by the experts that are here."""
-        spread = cast("Iterable[tuple[str, DTensor]]", self.bank.named_parameters())
-        own = {name: parameter.to_local() for name, parameter in spread}
+        own = self._own()
         y = functional_call(self.bank, own, (rows, routing))
         if len(rows):
             return y
@@ -100,6 +115,17 @@ class ShardedExperts(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_experts} experts over {self.mesh.size()} ranks"
+
+
+class _Asked(nn.Module):
+    """A bank asked for its excitations, in the form in which parameters can be put in place."""
+
+    def __init__(self, bank: nn.Module) -> None:
+        super().__init__()
+        self.bank = bank
+
+    def forward(self, rows: Tensor, stage: str) -> Tensor:
+        return cast(Any, self.bank).excitations(rows, stage)
 
 
 class _Exchange(torch.autograd.Function):
@@ -132,6 +158,11 @@ def _announce(sent: Tensor, width: int, group: dist.ProcessGroup) -> tuple[list[
 
 
 def _num_experts(bank: nn.Module) -> int:
+    if hasattr(bank, "readings"):
+        raise InputError(
+            f"{type(bank).__name__} cannot be spread over ranks: the layer's router reads all of "
+            "them for every thing"
+        )
     sizes = {tuple(p.shape[:1]) for p in bank.parameters()}
     stacked = len(sizes) == 1 and sizes != {()} and next(bank.buffers(), None) is None
     if isinstance(bank, ExpertList) or not stacked:

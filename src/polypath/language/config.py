@@ -13,10 +13,12 @@ from polypath.experts.feedforward import Kind
 from polypath.language.options import OPTIONS, READS
 from polypath.routing import (
     AuxiliaryLoss,
+    Coupling,
     Entropy,
     Importance,
     LayerLoss,
     LoadBalance,
+    Orthogonality,
     RouterZ,
 )
 
@@ -27,7 +29,10 @@ LOSSES: dict[str, Callable[[float], AuxiliaryLoss]] = {
     "router_z": RouterZ,
     "entropy": Entropy,
 }
-LAYER_LOSSES: dict[str, Callable[[float], LayerLoss]] = {}
+LAYER_LOSSES: dict[str, type[LayerLoss]] = {
+    "coupling": Coupling,
+    "orthogonality": Orthogonality,
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ class RoutedLayers:
     bias_rate: rate of a selection bias that balances without a loss; None for none; for "top-k".
     losses: weights of auxiliary losses by name: load_balance, sequence_balance (within each
         sequence), importance, router_z, entropy; and of losses on the parameters of a layer:
-        those of LAYER_LOSSES. When None: load_balance 0.01 for a "top-k" router
-        without bias_rate, nothing for others.
+        coupling, orthogonality, where a mapping gives the weight and more, as
+        {"coupling": {"weight": 1.0, "alpha": 0.5}}. When None: load_balance 0.01 for a "top-k"
+        router without bias_rate, nothing for others.
     options: what this router alone has, see `polypath.language.options`.
     Raises InputError for an unknown name, a wrong type, a number out of range, or a value that the
     router does not read.
@@ -64,7 +70,7 @@ class RoutedLayers:
     gate: Literal["softmax-chosen", "softmax", "sigmoid"] = "softmax-chosen"
     capacity: float | None = None
     bias_rate: float | None = None
-    losses: Mapping[str, float] | None = None
+    losses: Mapping[str, Any] | None = None
     options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +91,10 @@ class RoutedLayers:
         for name, weight in (self.losses or {}).items():
             if name not in (known := LOSSES | LAYER_LOSSES):
                 raise InputError(f"RoutedLayers.losses: {unknown('loss', name, known)}")
-            _check(f"losses[{name!r}]", weight, float)
+            if name in LAYER_LOSSES and isinstance(weight, Mapping):
+                _check_settings(name, weight)
+            else:
+                _check(f"losses[{name!r}]", weight, float)
 
     def _check_ranges(self) -> None:
         at_least = {"num_experts": 1, "k": 1, "hidden": 1, "shared_hidden": 0}
@@ -142,6 +151,17 @@ class RoutedLayers:
             if name not in known:
                 raise InputError(f"RoutedLayers: {unknown('field', name, known)}")
         return cls(**value)
+
+
+def _check_settings(loss: str, given: Mapping[str, Any]) -> None:
+    """InputError unless `given` are arguments of a loss on the parameters of a layer."""
+    hints = get_type_hints(LAYER_LOSSES[loss].__init__)
+    del hints["return"]
+    for name, value in given.items():
+        if name not in hints:
+            raise InputError(f"RoutedLayers.losses[{loss!r}]: {unknown('setting', name, hints)}")
+        _check(f"losses[{loss!r}][{name!r}]", value, hints[name])
+    LAYER_LOSSES[loss](**given)  # says which number is out of range
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

@@ -17,6 +17,7 @@ READS: dict[str, set[str]] = {
     "reuse": {"k", "gate", "losses"},
     "similarity": {"k", "gate", "losses"},
     "attention": {"k", "gate", "losses"},
+    "autonomous": {"k", "gate", "losses"},
 }
 
 
@@ -101,6 +102,19 @@ class AttentionAware:
         _check_share(self.start)
 
 
+@dataclass(frozen=True)
+class Autonomous:
+    """Experts that choose for themselves, see `AutonomousRouter` and `FactoredExperts`.
+
+    rank: of the experts' first projection; D F / (D + F) when None. Published with gate "softmax".
+    """
+
+    rank: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "rank")
+
+
 def _check_positive(options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
@@ -119,4 +133,5 @@ OPTIONS: dict[str, type] = {
     "reuse": Reuse,
     "similarity": Similarity,
     "attention": AttentionAware,
+    "autonomous": Autonomous,
 }

@@ -7,21 +7,24 @@ budget that depth divides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from torch import nn
 
+from polypath.experts.factored import FactoredExperts
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.shared import SharedExpert
 from polypath.language.config import LAYER_LOSSES, LOSSES, RoutedLayers
-from polypath.language.options import AttentionAware, Recurrent, Reuse, Similarity
+from polypath.language.options import AttentionAware, Autonomous, Recurrent, Reuse, Similarity
 from polypath.routing import (
     AttentionRouter,
+    AutonomousRouter,
     AuxiliaryLoss,
     CosineScorer,
     ExpertChoiceRouter,
     HashRouter,
+    LayerLoss,
     MoE,
     ProgressiveScaling,
     RecurrentRouter,
@@ -48,19 +51,31 @@ def bank(routed: RoutedLayers, dim: int, hidden: int) -> FeedForwardExperts:
     return FeedForwardExperts(routed.num_experts, dim, hidden, routed.kind)
 
 
-def layer(routed: RoutedLayers, dim: int, router: nn.Module, experts: nn.Module) -> MoE:
-    """One layer of a router and its experts, with what else the description names."""
+def layer(routed: RoutedLayers, dim: int, index: int, router: nn.Module, experts: nn.Module) -> MoE:
+    """One layer of a router and its experts, with what else the description names.
+
+    index: its place in the stack; layers that draw at random draw apart.
+    """
     wide = routed.shared_hidden
     shared = SharedExpert(dim, wide, routed.kind) if wide else None
-    weights = routed.losses or {}
-    losses = [make(weights[name]) for name, make in LAYER_LOSSES.items() if name in weights]
-    return MoE(router, experts, shared, losses)
+    return MoE(router, experts, shared, layer_losses(routed, index))
 
 
 def router_losses(routed: RoutedLayers) -> list[AuxiliaryLoss]:
     """The auxiliary losses of one router."""
-    weights = routed.losses or {}
+    weights = cast(Mapping[str, float], routed.losses or {})
     return [make(weights[name]) for name, make in LOSSES.items() if name in weights]
+
+
+def layer_losses(routed: RoutedLayers, index: int) -> list[LayerLoss]:
+    """The losses on the parameters of the layer that has this place in the stack."""
+    losses = []
+    for name, value in (routed.losses or {}).items():
+        if name in LAYER_LOSSES:
+            settings = value if isinstance(value, Mapping) else {"weight": value}
+            losses.append(LAYER_LOSSES[name](**settings))
+            losses[-1].seed = index
+    return losses
 
 
 def _apart(make: Callable[[RoutedLayers, int], Router]) -> Stack:
@@ -68,9 +83,9 @@ def _apart(make: Callable[[RoutedLayers, int], Router]) -> Stack:
 
     def stack(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
         layers = []
-        for _ in range(count):
+        for index in range(count):
             experts = bank(routed, dim, hidden)
-            layers.append(layer(routed, dim, make(routed, dim), experts))
+            layers.append(layer(routed, dim, index, make(routed, dim), experts))
         return layers
 
     return stack
@@ -139,7 +154,7 @@ def _recurrent(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[
     cell = cells[own.cell](own.state, own.state)
     projection = nn.Linear(dim, own.state, bias=False) if own.shared_projection else None
     layers = []
-    for _ in range(count):
+    for index in range(count):
         experts = bank(routed, dim, hidden)
         router = RecurrentRouter(
             dim,
@@ -153,7 +168,17 @@ def _recurrent(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[
             own.residual,
             own.residual_detached,
         )
-        layers.append(layer(routed, dim, router, experts))
+        layers.append(layer(routed, dim, index, router, experts))
+    return layers
+
+
+def _autonomous(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+    own = cast(Autonomous, routed.own_options())
+    layers = []
+    for index in range(count):
+        experts = FactoredExperts(routed.num_experts, dim, hidden, routed.kind, own.rank)
+        router = AutonomousRouter(experts, routed.k, router_losses(routed), routed.gate)
+        layers.append(layer(routed, dim, index, router, experts))
     return layers
 
 
@@ -170,7 +195,7 @@ def _reuse(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]
             router = TopKRouter(
                 dim, size, routed.k, gate=routed.gate, losses=losses, candidates=candidates
             )
-            layers.append(layer(routed, dim, router, pool))
+            layers.append(layer(routed, dim, index, router, pool))
     return layers
 
 
@@ -203,4 +228,5 @@ STACKS: dict[str, Stack] = {
     "attention": _apart(_attention),
     "recurrent": _recurrent,
     "reuse": _reuse,
+    "autonomous": _autonomous,
 }

@@ -1,6 +1,7 @@
 """Who serves whom: routing record, routers, losses, dispatch, the routed layer, the recorder."""
 
 from polypath.routing.attention import AttentionRouter, AttentionScorer
+from polypath.routing.autonomous import AutonomousRouter, AutonomousScorer
 from polypath.routing.auxiliary import (
     AuxiliaryLoss,
     Entropy,
@@ -12,6 +13,7 @@ from polypath.routing.auxiliary import (
 )
 from polypath.routing.candidates import Candidates, OnlyExperts
 from polypath.routing.context import Attention, RoutingContext, current, given
+from polypath.routing.coupling import Coupling, Orthogonality
 from polypath.routing.dispatch import dispatch
 from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.layer import MoE, losses, routed_layers, update_biases
@@ -35,9 +37,12 @@ __all__ = [
     "Attention",
     "AttentionRouter",
     "AttentionScorer",
+    "AutonomousRouter",
+    "AutonomousScorer",
     "AuxiliaryLoss",
     "Candidates",
     "CosineScorer",
+    "Coupling",
     "Entropy",
     "ExpertChoice",
     "ExpertChoiceRouter",
@@ -50,6 +55,7 @@ __all__ = [
     "MoE",
     "NoisyLinearScorer",
     "OnlyExperts",
+    "Orthogonality",
     "ProgressiveScaling",
     "RecurrentRouter",
     "RecurrentScorer",

@@ -79,23 +79,28 @@ class LayerLoss(_Shared):
     """A loss on the parameters of a layer, whatever the things are; part of a MoE, in training.
 
     A subclass names itself and gives `check(router, experts)`, which raises InputError for a layer
-    that it cannot be a loss of, and `penalty(router, experts)`, a scalar.
+    that it cannot be a loss of, and `penalty(router, experts, context)`, a scalar.
+    seed: the layer's own, for a loss that draws at random.
     """
 
-    def check(self, router: nn.Module, experts: nn.Module) -> None:
+    seed = 0
+
+    def check(self, router: Any, experts: Any) -> None:
         raise NotImplementedError
 
-    def penalty(self, router: nn.Module, experts: nn.Module) -> Tensor:
+    def penalty(self, router: Any, experts: Any, context: RoutingContext) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, routing: Routing, router: nn.Module, experts: nn.Module) -> Tensor:
+    def forward(
+        self, routing: Routing, router: nn.Module, experts: nn.Module, context: RoutingContext
+    ) -> Tensor:
         """The part's share of the penalty, by counted things; all of it where nothing counts."""
         own = _counted(routing).sum()
         whole = self._over_batch(own)
         if whole is None:
             return own.new_zeros(())
         share = torch.where(whole > 0, own / whole.clamp_min(1), 1.0)
-        return self.weight * share * self.penalty(router, experts)
+        return self.weight * share * self.penalty(router, experts, context)
 
 
 class LoadBalance(AuxiliaryLoss):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polypath.errors import InputError
-from polypath.routing.context import RoutingContext
+from polypath.routing.context import RoutingContext, generator_of
 
 
 class Candidates(nn.Module):
@@ -51,8 +51,6 @@ class OnlyExperts(Candidates):
 
 def drawn(num_experts: int, count: int, seed: int, step: int) -> Tensor:
     """(E,) bool: `count` experts drawn without replacement, the same for a seed and a step."""
-    # One generator for both numbers: seeds beside each other would draw alike.
-    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step) % 2**63)
     allowed = torch.zeros(num_experts, dtype=torch.bool)
-    allowed[torch.randperm(num_experts, generator=generator)[:count]] = True
+    allowed[torch.randperm(num_experts, generator=generator_of(seed, step))[:count]] = True
     return allowed

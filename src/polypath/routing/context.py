@@ -113,6 +113,12 @@ def _check(
     )
 
 
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """A generator on the CPU that draws the same for a seed and a step, on all ranks."""
+    # One number of both: seeds beside each other would draw alike.
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step) % 2**63)
+
+
 _ambient: ContextVar[RoutingContext | None] = ContextVar("routing_context", default=None)
 
 

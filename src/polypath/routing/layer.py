@@ -57,7 +57,8 @@ class MoE(nn.Module):
         routing = self.route(rows, context)
         if self.training and self.losses:
             own = {
-                name: loss(routing, self.router, self.experts) for name, loss in self.losses.items()
+                name: loss(routing, self.router, self.experts, context)
+                for name, loss in self.losses.items()
             }
             routing = replace(routing, losses={**routing.losses, **own})
         self.last = routing
@@ -67,9 +68,6 @@ class MoE(nn.Module):
         if self.shared is not None:
             y = y + self.shared(rows)
         return y.view(x.shape)
-
-    def _own_losses(self, routing: Routing) -> dict[str, Tensor]:
-        return {n: loss(routing, self.router, self.experts) for n, loss in self.losses.items()}
 
     def route(self, rows: Tensor, context: RoutingContext) -> Routing:
         """The routing of rows (T, D): the router's, unless `replay` put another in its place."""

@@ -32,6 +32,10 @@ class LinearScorer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts)) if bias else None
         nn.init.normal_(self.weight, std=0.1 / math.sqrt(dim))
 
+    def centres(self) -> Tensor:
+        """(E, D): a vector for each expert in the space of the things."""
+        return self.weight
+
     def forward(self, x: Tensor, context: RoutingContext) -> Tensor:
         dtype = routing_dtype(x)
         bias = None if self.bias is None else self.bias.to(dtype)

@@ -6,6 +6,7 @@ Source: Improving Routing in Sparse Mixture of Experts with Graph of Tokens, arX
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class Voting(nn.Module):
     A subclass gives `votes`. Returns log p (T, E), and each thing's own distribution as its state.
     """
 
+    own: Any
+
     def __init__(self, own: nn.Module, start: float | None) -> None:
         super().__init__()
         if start is not None and not 0 <= start <= 1:
@@ -41,6 +44,10 @@ class Voting(nn.Module):
             share = self.share.to(own.dtype).clamp(0, 1)
             voted = (1 - share) * own + share * voted
         return voted.clamp_min(torch.finfo(own.dtype).tiny).log(), own
+
+    def centres(self) -> Tensor:
+        """(E, D): those of the things' own decisions."""
+        return self.own.centres()
 
     def votes(self, u: Tensor, own: Tensor, context: RoutingContext) -> Tensor:
         """u (B, N, D), own distributions (B, N, E) to voted ones (B, N, E)."""
