@@ -187,7 +187,7 @@ def claims_on_specialists(facts: Mapping[str, list[specialists.Facts]]) -> list[
     )
     return [
         judge(
-            "Specialists: with the loss rows excite their own experts most (α* - 1.05)",
+            "Specialists: with the loss rows excite their own experts most (α*, at most 1.05)",
             f"{PAPER}, table 3",
             "1.05",
             strength["erc"],
@@ -195,7 +195,7 @@ def claims_on_specialists(facts: Mapping[str, list[specialists.Facts]]) -> list[
             threshold=1.05,
         ),
         judge(
-            "Specialists: without it they do not (α* - 1.3)",
+            "Specialists: without it they do not (α*, at least 1.3)",
             f"{PAPER}, table 2",
             "1.3",
             strength["smoe"],
@@ -258,8 +258,8 @@ def claims_on_text(parts: Parts, seen: Mapping[str, list[Measured]]) -> list[Cla
 
     def strength(arm: str, claim: str, source: str, limit: float, **how: Any) -> Claim:
         own: Sequence[float] = [values["α*"] for values in seen[arm]]
-        text = f"{claim} (α* of the worst layer - {limit})"
-        return judge(text, source, str(limit), own, [0.0] * len(own), threshold=limit, **how)
+        told = f"{claim} (α* of the worst layer, against {limit})"
+        return judge(told, source, str(limit), own, [0.0] * len(own), threshold=limit, **how)
 
     return [
         better("smoe", "The loss betters plain layers", f"{PAPER}, table 1"),

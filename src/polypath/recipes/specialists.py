@@ -119,8 +119,8 @@ def fit(student: Student, reporter: Reporter) -> str:
         optimiser.zero_grad()
         seconds.append(time.perf_counter() - began)
         if (step + 1) % STRIDE == 0 or step + 1 == student.steps:
-            rows = coupling_of(layer)
-            noted.append([step + 1, loss, rows and rows.strength])
+            held = coupling_of(layer)
+            noted.append([step + 1, loss, held and held.strength])
             reporter.advance(loss, BATCH / median(seconds))
             if reporter.stop():
                 raise Interrupted
