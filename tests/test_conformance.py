@@ -41,6 +41,7 @@ from polypath.routing import (
     Attention,
     AttentionRouter,
     AutonomousRouter,
+    DynamicRouter,
     Entropy,
     ExpertChoiceRouter,
     HashRouter,
@@ -138,6 +139,7 @@ ROUTERS = [
         lambda: AttentionRouter(DIM, EXPERTS, 2, losses=[LoadBalance()]),
         context=attention,
     ),
+    Row("dynamic", lambda: DynamicRouter(DIM, EXPERTS, "mass", 0.7, [LoadBalance()])),
     Row("scaled", scaled, context=lambda things: {"step": 15}),
 ]
 

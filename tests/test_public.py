@@ -14,13 +14,13 @@ PUBLIC = {
     """,
     "polypath.routing": """
         All Attention AttentionRouter AttentionScorer AutonomousRouter AutonomousScorer
-        AuxiliaryLoss Candidates CosineScorer Coupling Entropy
-        ExpertChoice ExpertChoiceRouter
-        HashRouter Importance LayerLoss LinearScorer LoadBalance MLPScorer MoE NoisyLinearScorer
-        OnlyExperts Orthogonality ProgressiveScaling RecurrentRouter RecurrentScorer Router RouterZ
-        Routes Routing RoutingContext SelectionBias SigmoidGate SimilarityRouter SimilarityScorer
-        SoftRouter SoftmaxGate TopK TopKRouter UniformGate
-        current dispatch given losses record replay routed_layers update_biases whole_batch
+        AuxiliaryLoss Candidates ChosenGates CosineScorer Coupling DynamicRouter Entropy
+        ExpertChoice ExpertChoiceRouter GateScorer HashRouter Importance LayerLoss LinearScorer
+        LoadBalance MLPScorer MoE NoisyLinearScorer OnlyExperts Orthogonality ProgressiveScaling
+        RecurrentRouter RecurrentScorer Router RouterZ Routes Routing RoutingContext SelectionBias
+        SigmoidGate SimilarityRouter SimilarityScorer SoftRouter SoftmaxGate Threshold TopK
+        TopKRouter UniformGate current dispatch given losses record replay routed_layers schedule
+        update_biases whole_batch
     """,
     "polypath.experts": """
         ClampedSwiGLU Coverage ExpertList ExpertView ExpertViews FactoredExperts
@@ -32,10 +32,10 @@ PUBLIC = {
         read_tokenizer reroute save_pretrained text_kinds token_kinds
     """,
     "polypath.diagnosis": """
-        Balance LayerCoupling Specialisation balance between contingency dependence
-        expert_similarity gate_information gate_mass imbalance layer_coupling layer_couplings
-        mean_entropy membership normalised_mutual_information share_of shares specialisation
-        transitions underused violations
+        Balance LayerCoupling Specialisation activity balance between contingency dependence
+        expert_similarity follows_entropy gate_information gate_mass imbalance layer_coupling
+        layer_couplings mean_entropy membership normalised_mutual_information share_of shares
+        specialisation transitions underused violations
     """,
 }
 

@@ -1,5 +1,6 @@
 """What was learnt and which way it went: numbers from recorded routings."""
 
+from polypath.diagnosis.activity import activity, follows_entropy
 from polypath.diagnosis.coupling import LayerCoupling, layer_coupling, layer_couplings
 from polypath.diagnosis.information import Balance, balance, expert_similarity, gate_information
 from polypath.diagnosis.load import (
@@ -24,11 +25,13 @@ __all__ = [
     "Balance",
     "LayerCoupling",
     "Specialisation",
+    "activity",
     "balance",
     "between",
     "contingency",
     "dependence",
     "expert_similarity",
+    "follows_entropy",
     "gate_information",
     "gate_mass",
     "imbalance",

@@ -18,6 +18,7 @@ READS: dict[str, set[str]] = {
     "similarity": {"k", "gate", "losses"},
     "attention": {"k", "gate", "losses"},
     "autonomous": {"k", "gate", "losses"},
+    "dynamic": {"losses"},
 }
 
 
@@ -115,6 +116,36 @@ class Autonomous:
         _check_positive(self, "rank")
 
 
+@dataclass(frozen=True)
+class Dynamic:
+    """As many experts for a token as a rule of its gates says, see `DynamicRouter`.
+
+    schedule: the number of experts of each layer by its depth, see `polypath.routing.schedule`,
+        from `least` to 2 num_experts - least; their sum is that of num_experts in every layer.
+    most: experts of a token, at most; None for no limit.
+    """
+
+    rule: Literal["percentile", "mass", "relative", "mean", "absolute", "top"] = "percentile"
+    value: float = 0.5
+    most: int | None = None
+    renormalise: Literal["gates", "logits", "proportional", "none"] = "gates"
+    temperature: float = 0.5
+    noise: float = 0.1
+    schedule: Literal[
+        "uniform",
+        "descending",
+        "ascending",
+        "pyramid-up",
+        "pyramid-down",
+        "wave-up",
+        "wave-down",
+    ] = "uniform"
+    least: int = 2
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "temperature", "least", "most")
+
+
 def _check_positive(options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
@@ -134,4 +165,5 @@ OPTIONS: dict[str, type] = {
     "similarity": Similarity,
     "attention": AttentionAware,
     "autonomous": Autonomous,
+    "dynamic": Dynamic,
 }

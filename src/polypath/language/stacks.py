@@ -16,12 +16,20 @@ from polypath.experts.factored import FactoredExperts
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.shared import SharedExpert
 from polypath.language.config import LAYER_LOSSES, LOSSES, RoutedLayers
-from polypath.language.options import AttentionAware, Autonomous, Recurrent, Reuse, Similarity
+from polypath.language.options import (
+    AttentionAware,
+    Autonomous,
+    Dynamic,
+    Recurrent,
+    Reuse,
+    Similarity,
+)
 from polypath.routing import (
     AttentionRouter,
     AutonomousRouter,
     AuxiliaryLoss,
     CosineScorer,
+    DynamicRouter,
     ExpertChoiceRouter,
     HashRouter,
     LayerLoss,
@@ -32,6 +40,7 @@ from polypath.routing import (
     SimilarityRouter,
     SoftRouter,
     TopKRouter,
+    schedule,
 )
 
 Stack = Callable[[RoutedLayers, int, int, int], list[MoE]]
@@ -182,6 +191,28 @@ def _autonomous(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list
     return layers
 
 
+def _dynamic(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+    own = cast(Dynamic, routed.own_options())
+    mean, least = routed.num_experts, min(own.least, routed.num_experts)
+    sizes = schedule(own.schedule, count, least, 2 * mean - least, budget=mean * count)
+    layers = []
+    for index, size in enumerate(sizes):
+        experts = FeedForwardExperts(size, dim, hidden, routed.kind)
+        router = DynamicRouter(
+            dim,
+            size,
+            own.rule,
+            min(own.value, size) if own.rule == "top" else own.value,
+            router_losses(routed),
+            own.most,
+            own.renormalise,
+            own.temperature,
+            own.noise,
+        )
+        layers.append(layer(routed, dim, index, router, experts))
+    return layers
+
+
 def _reuse(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
     own = cast(Reuse, routed.own_options())
     layers = []
@@ -229,4 +260,5 @@ STACKS: dict[str, Stack] = {
     "recurrent": _recurrent,
     "reuse": _reuse,
     "autonomous": _autonomous,
+    "dynamic": _dynamic,
 }

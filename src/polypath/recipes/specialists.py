@@ -120,7 +120,7 @@ def fit(student: Student, reporter: Reporter) -> str:
         seconds.append(time.perf_counter() - began)
         if (step + 1) % STRIDE == 0 or step + 1 == student.steps:
             held = coupling_of(layer)
-            noted.append([step + 1, loss, held and held.strength])
+            noted.append([step + 1, loss, held.strength if held else None])
             reporter.advance(loss, BATCH / median(seconds))
             if reporter.stop():
                 raise Interrupted
@@ -160,8 +160,8 @@ def measured(layer: MoE, test: Points) -> Facts:
     rows = coupling_of(layer)
     return {
         "error": float(error),
-        "strength": rows and rows.strength,
-        "bound": rows and float(rows.bound.mean()),
+        "strength": rows.strength if rows else None,
+        "bound": float(rows.bound.mean()) if rows else None,
         "coupled": float((regret == 0).double().mean()),
         "regret": float(regret.mean()),
         "purity": float(purity.max(0).values.sum() / purity.sum()),

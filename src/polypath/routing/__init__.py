@@ -15,6 +15,7 @@ from polypath.routing.candidates import Candidates, OnlyExperts
 from polypath.routing.context import Attention, RoutingContext, current, given
 from polypath.routing.coupling import Coupling, Orthogonality
 from polypath.routing.dispatch import dispatch
+from polypath.routing.dynamic import ChosenGates, DynamicRouter, GateScorer
 from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.layer import MoE, losses, routed_layers, update_biases
 from polypath.routing.record import Routing
@@ -28,9 +29,11 @@ from polypath.routing.routers import (
     TopKRouter,
 )
 from polypath.routing.scaling import ProgressiveScaling
+from polypath.routing.schedules import schedule
 from polypath.routing.scorers import CosineScorer, LinearScorer, MLPScorer, NoisyLinearScorer
 from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK
 from polypath.routing.similarity import SimilarityRouter, SimilarityScorer
+from polypath.routing.thresholds import Threshold
 
 __all__ = [
     "All",
@@ -41,11 +44,14 @@ __all__ = [
     "AutonomousScorer",
     "AuxiliaryLoss",
     "Candidates",
+    "ChosenGates",
     "CosineScorer",
     "Coupling",
+    "DynamicRouter",
     "Entropy",
     "ExpertChoice",
     "ExpertChoiceRouter",
+    "GateScorer",
     "HashRouter",
     "Importance",
     "LayerLoss",
@@ -70,6 +76,7 @@ __all__ = [
     "SimilarityScorer",
     "SoftRouter",
     "SoftmaxGate",
+    "Threshold",
     "TopK",
     "TopKRouter",
     "UniformGate",
@@ -80,6 +87,7 @@ __all__ = [
     "record",
     "replay",
     "routed_layers",
+    "schedule",
     "update_biases",
     "whole_batch",
 ]

@@ -21,7 +21,7 @@ def lowest(values: Tensor) -> float:
     return float(values.detach().min()) if values.is_cpu and values.numel() else -torch.inf
 
 
-def _chosen(values: Tensor, experts: Tensor, empty: float) -> Tensor:
+def chosen(values: Tensor, experts: Tensor, empty: float) -> Tensor:
     """(T, K): the values (T, E) at the chosen experts, `empty` where a slot is empty."""
     if lowest(experts) >= 0:
         return values.gather(1, experts)
@@ -29,7 +29,7 @@ def _chosen(values: Tensor, experts: Tensor, empty: float) -> Tensor:
     return picked.masked_fill(experts < 0, empty)
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def softmax(scores: Tensor) -> Tensor:
     """Softmax of each row."""
     # Rows that do not fill a CPU's vector of 16 floats are slow one by one, fast side by side.
     if scores.is_cpu and scores.shape[1] < 16:
@@ -65,17 +65,17 @@ class SoftmaxGate(nn.Module):
         self.scale = scale
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        return _softmax(scores)
+        return softmax(scores)
 
     def weights(self, scores: Tensor, probabilities: Tensor, experts: Tensor) -> Tensor:
         if self.over == "all":
-            weights = _chosen(probabilities, experts, 0.0)
+            weights = chosen(probabilities, experts, 0.0)
         else:
-            chosen = _chosen(scores, experts, -torch.inf)
-            weights = _softmax(chosen)
-            if lowest(chosen) == -torch.inf:
+            picked = chosen(scores, experts, -torch.inf)
+            weights = softmax(picked)
+            if lowest(picked) == -torch.inf:
                 # A row of nothing but -inf gives NaN; its gradient ends where they were filled in.
-                weights = weights.masked_fill(chosen == -torch.inf, 0.0)
+                weights = weights.masked_fill(picked == -torch.inf, 0.0)
         return weights * self.scale if self.scale != 1.0 else weights
 
     def extra_repr(self) -> str:
@@ -105,7 +105,7 @@ class SigmoidGate(nn.Module):
         return scores.sigmoid()
 
     def weights(self, scores: Tensor, probabilities: Tensor, experts: Tensor) -> Tensor:
-        weights = _chosen(probabilities, experts, 0.0)
+        weights = chosen(probabilities, experts, 0.0)
         if self.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return weights * self.scale if self.scale != 1.0 else weights
