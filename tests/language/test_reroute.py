@@ -27,7 +27,16 @@ SAME: list[tuple[str, dict[str, Any]]] = [
     ("reuse", {"options": LOCAL}),
     ("similarity", {"options": {"start": 0.0}}),
     ("attention", {"options": {"start": 0.0}}),
+    ("dynamic", {"options": {"rule": "top", "value": 3.0, "temperature": 1.0, "noise": 0.0}}),
 ]
+
+
+def asked(kind: str, router: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values for a checkpoint; a dynamic router has gates of its own, which are told."""
+    if router != "dynamic":
+        return values
+    kept = "none" if kind == "Olmoe" else "proportional"
+    return {"options": values["options"] | {"renormalise": kept}}
 
 
 def model_of(kind: str) -> Any:
@@ -45,7 +54,7 @@ def test_it_starts_as_it_was(
     before = model(**batch).logits
     experts = {n: p for n, p in model.named_parameters() if ".experts." in n}
     count = sum(p.numel() for p in experts.values())
-    reroute(model, router, **values)
+    reroute(model, router, **asked(kind, router, values))
     with given(step=0):
         after = model(**batch).logits
     real = batch["attention_mask"].bool()  # what padding attends to is left to the attention
@@ -61,7 +70,8 @@ def test_it_starts_as_it_was(
 def test_it_trains_on_and_is_kept(
     batch: dict[str, Tensor], tmp_path: Path, kind: str, router: str, values: dict[str, Any]
 ) -> None:
-    model = reroute(model_of(kind), router, losses={"load_balance": 0.1}, **values).train()
+    own = asked(kind, router, values)
+    model = reroute(model_of(kind), router, losses={"load_balance": 0.1}, **own).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     seen = []
     for step in range(8):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ from polypath.language import RoutedLayers
 from polypath.recipes import measures, specialists, text
 from polypath.recipes.arms import Part, trained
 from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
+from polypath.recipes.trials import Facts, trials
 from polypath.report import Claim, Outcome, Table, judge
 from polypath.report.figures import Curves
 from polypath.report.statistics import estimate, series
@@ -97,8 +99,9 @@ def students(config: Config) -> dict[str, RoutedLayers]:
 def run(config: Config, run: Run) -> Outcome:
     """Train every arm under every seed, on both; judge the paper's claims."""
     seeds, steps = config.specialist_seeds, config.specialist_steps
-    folder = run.folder / "specialists"
-    facts = specialists.train(students(config), seeds, steps, folder, config.workers)
+    work = {arm: partial(specialists.fit, own, steps) for arm, own in students(config).items()}
+    reports = -(-steps // specialists.STRIDE)
+    facts = trials(work, seeds, reports, run.folder / "specialists", config.workers)
     parts = text.train(config, run, arms(config))
     seen = {arm: [measured(part) for part in own] for arm, own in parts.items()}
     tables = [_specialists_table(facts), _text_table(seen)]
@@ -133,7 +136,7 @@ def _text_table(seen: Mapping[str, list[Measured]]) -> Table:
     )
 
 
-def _specialists_table(facts: Mapping[str, list[specialists.Facts]]) -> Table:
+def _specialists_table(facts: Mapping[str, list[Facts]]) -> Table:
     names = {
         "error": "test error",
         "strength": "α*",
@@ -159,7 +162,7 @@ def _specialists_table(facts: Mapping[str, list[specialists.Facts]]) -> Table:
     )
 
 
-def _curves(facts: Mapping[str, list[specialists.Facts]]) -> Curves:
+def _curves(facts: Mapping[str, list[Facts]]) -> Curves:
     lines = []
     for arm, own in facts.items():
         if own[0]["strength"] is not None:
@@ -169,7 +172,7 @@ def _curves(facts: Mapping[str, list[specialists.Facts]]) -> Curves:
     return Curves("Coupling α* on specialists", "step", "α*", lines, note=note)
 
 
-def claims_on_specialists(facts: Mapping[str, list[specialists.Facts]]) -> list[Claim]:
+def claims_on_specialists(facts: Mapping[str, list[Facts]]) -> list[Claim]:
     """Seed by seed, each a draw of clusters and teachers."""
 
     def values(arm: str, name: str) -> list[float]:

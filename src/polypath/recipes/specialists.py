@@ -6,35 +6,28 @@ whether a router sends a point to the expert that serves it best.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from polypath.diagnosis import LayerCoupling, contingency, layer_couplings, shares
-from polypath.files import replace_text
 from polypath.language import RoutedLayers, build_stack
+from polypath.recipes.trials import Facts
 from polypath.routing import MoE, Routing, given
-from polypath.training import distribution
-from polypath.training.display import display
 from polypath.training.interrupt import Interrupted
 from polypath.training.optimisers import adamw
-from polypath.training.parts import Reporter, run_parts, workers_for
+from polypath.training.parts import Reporter
 
 CLUSTERS, DIM, HIDDEN, SPREAD = 8, 32, 32, 0.6
 TRAINED, TESTED, BATCH = 16_384, 4_096, 512
 STRIDE = 50
 """Steps between what is reported and noted."""
-
-Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,67 +59,30 @@ def points(seed: int) -> tuple[Points, Points]:
     return drawn(TRAINED), drawn(TESTED)
 
 
-@dataclass(frozen=True)
-class Student:
-    """One kind of routed layer under one seed, for so many steps; what came out goes to a file."""
-
-    arm: str
-    seed: int
-    routed: RoutedLayers
-    steps: int
-    folder: Path
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.arm}-{self.seed}.json"
-
-
-def train(
-    arms: dict[str, RoutedLayers], seeds: int, steps: int, folder: Path, workers: int
-) -> dict[str, list[Facts]]:
-    """Train every arm under every seed; what `measured` and `fit` found, by arm and seed."""
-    students = {
-        f"{arm} on specialists, seed {seed}": Student(arm, seed, routed, steps, folder)
-        for seed in range(seeds)
-        for arm, routed in arms.items()
-    }
-    left = {name: student for name, student in students.items() if not student.path.exists()}
-    if left and distribution.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        with display(len(left), -(-steps // STRIDE)) as shown:
-            run_parts(left, fit, shown, workers_for(left, workers, "cpu"))
-    distribution.wait()
-    found: dict[str, list[Facts]] = {arm: [] for arm in arms}
-    for student in students.values():
-        found[student.arm].append(json.loads(student.path.read_text(encoding="utf-8")))
-    return found
-
-
-def fit(student: Student, reporter: Reporter) -> str:
-    """Train one student to the end and keep what it came to."""
-    data, test = points(student.seed)
-    torch.manual_seed(student.seed)
-    layer = build_stack(student.routed, DIM, HIDDEN, 1)[0]
+def fit(routed: RoutedLayers, steps: int, seed: int, reporter: Reporter) -> tuple[Facts, str]:
+    """Train one routed layer for so many steps; what it came to, see `measured`, and its curve."""
+    data, test = points(seed)
+    torch.manual_seed(seed)
+    layer = build_stack(routed, DIM, HIDDEN, 1)[0]
     optimiser = adamw(layer, 1e-3, 0.01)
-    order = torch.Generator().manual_seed(student.seed)
+    order = torch.Generator().manual_seed(seed)
     noted: list[list[float | None]] = []
     seconds = []
-    for step in range(student.steps):
+    for step in range(steps):
         began = time.perf_counter()
         rows = torch.randint(TRAINED, (BATCH,), generator=order)
         loss = advance(layer, data.x[rows], data.y[rows], step)
         optimiser.step()
         optimiser.zero_grad()
         seconds.append(time.perf_counter() - began)
-        if (step + 1) % STRIDE == 0 or step + 1 == student.steps:
+        if (step + 1) % STRIDE == 0 or step + 1 == steps:
             held = coupling_of(layer)
             noted.append([step + 1, loss, held.strength if held else None])
             reporter.advance(loss, BATCH / median(seconds))
             if reporter.stop():
                 raise Interrupted
     facts = measured(layer, test) | {"step milliseconds": 1e3 * median(seconds), "curve": noted}
-    replace_text(student.path, json.dumps(facts))
-    return f"{facts['error']:.4f} mean squared error"
+    return facts, f"{facts['error']:.4f} mean squared error"
 
 
 def advance(layer: MoE, x: Tensor, y: Tensor, step: int) -> float:

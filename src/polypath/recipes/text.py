@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach, save_pretrained
 from polypath.language.corpus import read_corpus
+from polypath.language.options import READS
 from polypath.recipes import arms, where
 from polypath.recipes.arms import Part
 from polypath.report import Claim, Outcome
@@ -113,6 +114,8 @@ class TextConfig:
             "hidden": self.hidden,
             "losses": {"load_balance": self.balance} if self.balance else {},
         }
+        if "k" not in READS[router]:
+            del plain["k"]
         return RoutedLayers(router, **plain | changes)
 
     def settings(self, device: str) -> Settings:

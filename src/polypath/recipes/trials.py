@@ -1,0 +1,55 @@
+"""Small experiments without text: trials that train side by side, each of which keeps its facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polypath.files import replace_text
+from polypath.training import distribution
+from polypath.training.display import display
+from polypath.training.parts import Reporter, run_parts, workers_for
+
+Facts = dict[str, Any]
+Work = Callable[[int, Reporter], tuple[Facts, str]]
+"""From a seed and a reporter to what came out, as JSON can hold it, and a line about it."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    work: Work
+    seed: int
+    path: Path
+
+
+def trials(
+    arms: Mapping[str, Work], seeds: int, reports: int, folder: Path, workers: int
+) -> dict[str, list[Facts]]:
+    """The facts of every arm under seeds 0, 1, …; those that the folder has are not made again.
+
+    arms: importable, as they are sent to other processes. reports: how often each reports.
+    """
+    known = {
+        f"{arm}, {folder.name}, seed {seed}": _Trial(work, seed, folder / f"{arm}-{seed}.json")
+        for seed in range(seeds)
+        for arm, work in arms.items()
+    }
+    left = {name: trial for name, trial in known.items() if not trial.path.exists()}
+    if left and distribution.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        with display(len(left), reports) as shown:
+            run_parts(left, _work, shown, workers_for(left, workers, "cpu"))
+    distribution.wait()
+    return {
+        arm: [json.loads((folder / f"{arm}-{seed}.json").read_text()) for seed in range(seeds)]
+        for arm in arms
+    }
+
+
+def _work(trial: _Trial, reporter: Reporter) -> str:
+    facts, line = trial.work(trial.seed, reporter)
+    replace_text(trial.path, json.dumps(facts))
+    return line
