@@ -32,10 +32,14 @@ PUBLIC = {
         read_tokenizer reroute save_pretrained text_kinds token_kinds
     """,
     "polypath.diagnosis": """
-        Balance LayerCoupling Specialisation activity balance between contingency dependence
-        expert_similarity follows_entropy gate_information gate_mass imbalance layer_coupling
-        layer_couplings mean_entropy membership normalised_mutual_information share_of shares
-        specialisation transitions underused violations
+        Balance Fluctuation LayerCoupling Pathway Specialisation activity balance
+        between contingency dependence effective_dimension expert_similarity fluctuation
+        follows_entropy gate_information gate_mass generalised heaviest imbalance
+        layer_coupling layer_couplings mean_entropy membership memorised
+        noise_on_routers normalised_mutual_information pathway_distance
+        pathway_distances pathways roughness routed_kernel routing_cosines sample_gates
+        share_of shares specialisation spelled transitions underused violations
+        window_pathways
     """,
 }
 

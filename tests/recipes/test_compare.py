@@ -30,6 +30,11 @@ def test_a_comparison_shows_every_system(tmp_path: Path) -> None:
     bits, routed = outcome["tables"][:2]
     assert [row[0] for row in bits["rows"]] == names
     assert [row[0] for row in routed["rows"]] == ["moe-lm"]
+    shown = dict(zip(routed["columns"], routed["rows"][0], strict=True))
+    assert all(isinstance(value, str) for value in shown.values())
+    assert shown["experts"].startswith("2 ")
+    drawn = {figure["title"] for figure in outcome["figures"]}
+    assert {"Fluctuation between validations", "Pathway distance"} <= drawn
     (claim,) = outcome["claims"]
     assert claim["baseline"] == "moe-lm"
     means = [row[3] for row in bits["rows"]]

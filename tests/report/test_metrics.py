@@ -45,6 +45,14 @@ def test_a_diverged_loss_is_a_gap() -> None:
     assert curves(records, ["moe", "dense"], "loss", "Loss", "nats").series[0].mean == [1.0, None]
 
 
+def test_of_what_each_layer_has_the_mean_is_drawn() -> None:
+    records = [
+        {"arm": "a", "seed": 0, "step": 1, "split": "valid", "entropy": {"x": 1.0, "y": 3.0}},
+    ]
+    (line,) = curves(records, ["a"], "entropy", "t", "y").series
+    assert list(line.mean) == [2.0]
+
+
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250, 1001])
 def test_many_steps_are_averaged_without_losing_any(count: int) -> None:
     values = [math.sin(step) + step for step in range(count)]

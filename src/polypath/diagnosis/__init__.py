@@ -1,7 +1,10 @@
 """What was learnt and which way it went: numbers from recorded routings."""
 
 from polypath.diagnosis.activity import activity, follows_entropy
+from polypath.diagnosis.complexity import effective_dimension, routed_kernel
+from polypath.diagnosis.consistency import roughness, routing_cosines
 from polypath.diagnosis.coupling import LayerCoupling, layer_coupling, layer_couplings
+from polypath.diagnosis.fluctuation import Fluctuation, fluctuation, heaviest, noise_on_routers
 from polypath.diagnosis.information import Balance, balance, expert_similarity, gate_information
 from polypath.diagnosis.load import (
     gate_mass,
@@ -11,6 +14,16 @@ from polypath.diagnosis.load import (
     shares,
     underused,
     violations,
+)
+from polypath.diagnosis.memorisation import generalised, memorised
+from polypath.diagnosis.pathways import (
+    Pathway,
+    pathway_distance,
+    pathway_distances,
+    pathways,
+    sample_gates,
+    spelled,
+    window_pathways,
 )
 from polypath.diagnosis.specialisation import (
     Specialisation,
@@ -23,27 +36,44 @@ from polypath.diagnosis.transitions import between, membership, transitions
 
 __all__ = [
     "Balance",
+    "Fluctuation",
     "LayerCoupling",
+    "Pathway",
     "Specialisation",
     "activity",
     "balance",
     "between",
     "contingency",
     "dependence",
+    "effective_dimension",
     "expert_similarity",
+    "fluctuation",
     "follows_entropy",
     "gate_information",
     "gate_mass",
+    "generalised",
+    "heaviest",
     "imbalance",
     "layer_coupling",
     "layer_couplings",
     "mean_entropy",
     "membership",
+    "memorised",
+    "noise_on_routers",
     "normalised_mutual_information",
+    "pathway_distance",
+    "pathway_distances",
+    "pathways",
+    "roughness",
+    "routed_kernel",
+    "routing_cosines",
+    "sample_gates",
     "share_of",
     "shares",
     "specialisation",
+    "spelled",
     "transitions",
     "underused",
     "violations",
+    "window_pathways",
 ]

@@ -152,7 +152,6 @@ def trained(part: Part) -> nn.Module:
     """The finished model of a part, whole in this process, in evaluation mode."""
     model = part.model()
     tensors, _ = load_state(part.run.checkpoint(part.arm, part.seed))
-    del tensors["random"]
     distribution.load_weights(model, tensors)
     return model.eval()
 

@@ -68,7 +68,7 @@ def run(config: Config, run: Run) -> Outcome:
         parts,
         claims(parts),
         tables=[measures.table(routed)] if routed else [],
-        figures=measures.curves(run.metrics(), routed) + where.load_maps(routed),
+        figures=measures.curves(run.metrics(), list(routed)) + where.load_maps(routed),
     )
 
 

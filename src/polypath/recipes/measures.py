@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
 import torch
+from torch import nn
 
-from polypath.diagnosis import dependence, imbalance, mean_entropy
+from polypath.diagnosis import (
+    dependence,
+    fluctuation,
+    imbalance,
+    layer_couplings,
+    mean_entropy,
+    noise_on_routers,
+)
 from polypath.errors import InputError
 from polypath.recipes import where
-from polypath.recipes.arms import Part
+from polypath.recipes.arms import Part, trained
 from polypath.report import Figure, Table, estimate
+from polypath.report.metrics import curves as metric_curves
 from polypath.routing import Routing
 
+NOISE = 0.15
+
 Routes = Mapping[str, Routing]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A trained model and its routes of the validation text; noisy: with noise on routers."""
+
+    model: nn.Module
+    routes: Routes
+    noisy: Routes
+
+    @classmethod
+    def of(cls, part: Part) -> Seen:
+        model = trained(part)
+        routes = where.validation_routes(part, model)
+        with noise_on_routers(model, NOISE, part.seed):
+            return cls(model, routes, where.validation_routes(part, model))
 
 
 def table(parts: Mapping[str, list[Part]]) -> Table:
@@ -45,8 +73,8 @@ def means(title: str, seen: Mapping[str, Sequence[Mapping[str, float]]], note: s
 
 
 def _measured(part: Part) -> dict[str, float | None]:
-    routes = where.validation_routes(part)
-    return {title: measure(routes) for title, (measure, _) in MEASURES.items()}
+    seen = Seen.of(part)
+    return {title: measure(seen) for title, (measure, _) in MEASURES.items()}
 
 
 def _cell(values: list[float | None]) -> str | None:
@@ -59,24 +87,37 @@ def _cell(values: list[float | None]) -> str | None:
     return f"{mean:.3g} ± {(high - low) / 2:.2g}"
 
 
-def _over_layers(one: Callable[[Routing], float]) -> Callable[[Routes], float | None]:
-    def measure(routes: Routes) -> float | None:
+Measure = Callable[[Seen], float | None]
+
+
+def _over_layers(one: Callable[[Routing], float]) -> Measure:
+    def measure(seen: Seen) -> float | None:
         try:
-            return fmean(one(routing) for routing in routes.values())
+            return fmean(one(routing) for routing in seen.routes.values())
         except InputError:  # a router without probabilities
             return None
 
     return measure
 
 
-def _ties(routes: Routes) -> float | None:
+def _ties(seen: Seen) -> float | None:
     """Mean over neighbouring layers of their dependence, above that of shuffled tokens."""
     generator = torch.Generator().manual_seed(0)
-    pairs = [dependence(a, b, generator) for a, b in pairwise(routes.values())]
+    pairs = [dependence(a, b, generator) for a, b in pairwise(seen.routes.values())]
     return fmean(found - control for found, control in pairs) if pairs else None
 
 
-MEASURES: dict[str, tuple[Callable[[Routes], float | None], str]] = {
+def _unsteady(seen: Seen) -> float:
+    pairs = zip(seen.routes.values(), seen.noisy.values(), strict=True)
+    return fmean(fluctuation(clean, noisy).first for clean, noisy in pairs)
+
+
+def _coupled(seen: Seen) -> float | None:
+    layers = layer_couplings(seen.model).values()
+    return max((layer.strength for layer in layers), default=None)
+
+
+MEASURES: dict[str, tuple[Measure, str]] = {
     "experts": (
         _over_layers(lambda routing: float(routing.count().float().mean())),
         "how many serve a token.",
@@ -91,9 +132,37 @@ MEASURES: dict[str, tuple[Callable[[Routes], float | None], str]] = {
         "normalised mutual information of the experts of neighbouring layers, "
         "above that with the tokens shuffled.",
     ),
+    "unsteady": (
+        _unsteady,
+        f"tokens whose heaviest expert changes when routers see noise of {NOISE:.0%} of their "
+        "input's length.",
+    ),
+    "α*": (
+        _coupled,
+        "of the worst layer, at most 1 where every router's row excites its own expert most.",
+    ),
 }
 
 
-def curves(metrics: list[dict], parts: Mapping[str, list[Part]]) -> list[Figure]:
+def curves(metrics: list[dict], arms: Sequence[str]) -> list[Figure]:
     """The measures that training logs, over its steps."""
-    return []
+    return [
+        metric_curves(
+            metrics,
+            arms,
+            "fluctuation",
+            "Fluctuation between validations",
+            "share of tokens",
+            note="Tokens whose heaviest expert is another than at the validation before; mean over "
+            "layers. A model that sends all to one expert does not fluctuate.",
+        ),
+        metric_curves(
+            metrics,
+            arms,
+            "pathways",
+            "Pathway distance",
+            "edits",
+            note="Mean edit distance between the experts of two windows, of those in each layer "
+            "that hold 70 % of the gate.",
+        ),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from polypath.diagnosis import specialisation
 from polypath.files import replace_file
@@ -20,11 +21,14 @@ PASSAGES = 3
 WINDOWS_IN_PASSAGE = 4
 
 
-def validation_routes(part: Part) -> dict[str, Routing]:
-    """Each layer's routing of the validation windows' input tokens."""
+def validation_routes(part: Part, model: nn.Module | None = None) -> dict[str, Routing]:
+    """Each layer's routing of the validation windows' input tokens, by the part's trained model.
+
+    model: it, where it is at hand.
+    """
     text = kept_text(part.run.folder / "data")
     windows = text.validation(part.validation_windows)[:, :-1]
-    return routes_on(trained(part), windows).joined()
+    return routes_on(trained(part) if model is None else model, windows).joined()
 
 
 def kinds(part: Part) -> list[str]:

@@ -22,15 +22,19 @@ def curves(
     title: str,
     y: str,
     split: str = "valid",
+    note: str = "",
 ) -> Curves:
-    """A number such as "loss" over steps: one line for each of `arms`, with its band over seeds."""
+    """A number such as "loss" over steps: one line for each of `arms`, with its band over seeds.
+
+    Of a quantity that each layer has, such as "entropy", the mean over layers.
+    """
     runs: dict[str, dict[int, dict[int, float]]] = {arm: {} for arm in arms}
     for record in records:
         if record["split"] == split and record["arm"] in runs and record.get(quantity) is not None:
             seeds = runs[record["arm"]]
-            seeds.setdefault(record["seed"], {})[record["step"]] = record[quantity]
+            seeds.setdefault(record["seed"], {})[record["step"]] = _one(record[quantity])
     lines = [_line(arm, list(seeds.values())) for arm, seeds in runs.items() if seeds]
-    return Curves(title, "step", y, lines, _band_note(lines))
+    return Curves(title, "step", y, lines, f"{note} {_band_note(lines)}".strip())
 
 
 def entropy_curves(
@@ -58,6 +62,10 @@ def layer_labels(names: Sequence[str]) -> dict[str, str]:
         if numbers and all(part.isdecimal() for part in numbers):
             return {name: f"layer {n}" for name, n in zip(names, numbers, strict=True)}
     return {name: name for name in names}
+
+
+def _one(value: float | Mapping[str, float]) -> float:
+    return fmean(value.values()) if isinstance(value, Mapping) else value
 
 
 def _line(name: str, runs: Sequence[Mapping[int, float]]) -> Series:

@@ -261,7 +261,8 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
 def _check(named: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     expected = {f"model.{name}" for name in named}
     given = {name for name in state if name.startswith("model.")}
-    owners = {name.removeprefix("optimizer.").rpartition(".")[0] for name in state.keys() - given}
+    kept = {name for name in state if name.startswith("optimizer.")}
+    owners = {name.removeprefix("optimizer.").rpartition(".")[0] for name in kept}
     for name in sorted(expected ^ given):
         fault = "lacks" if name in expected else "has an unknown"
         raise InputError(f"this state {fault} {name}; it was saved from another model")

@@ -20,6 +20,7 @@ from polypath.routing import given, losses, record, routed_layers, update_biases
 from polypath.training import distribution
 from polypath.training.checkpoint import load_state, save_state
 from polypath.training.interrupt import Interrupted
+from polypath.training.monitor import Monitor
 from polypath.training.optimisers import adamw, cosine_schedule
 from polypath.training.parts import Reporter
 from polypath.training.run import Run
@@ -77,6 +78,7 @@ class Training:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    monitor: Monitor = field(default_factory=Monitor)
     optimiser: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,23 +180,13 @@ class Training:
         return {"loss": loss, "bits_per_byte": per_byte, **self.routing_facts()}
 
     def routing_facts(self) -> dict[str, Any]:
-        """Of each layer: entropy (nats), where its router has probabilities, load shares, experts.
-
-        Means over the things, which choose `count` experts each.
-        On the first validation batch.
-        """
+        """How the layers route the first validation batch; see `Monitor.facts`."""
         if not routed_layers(self.model):
             return {}
+        batch = self.validation.batches[0].to(self.settings.device)
         with record(self.model) as routes:
-            self.nats(self.validation.batches[0].to(self.settings.device))
-        layers = routes.joined()
-        loads = {name: routing.load() for name, routing in layers.items()}
-        scored = {name: r for name, r in layers.items() if r.probabilities is not None}
-        return {
-            "entropy": {name: float(r.entropy().mean()) for name, r in scored.items()},
-            "load": {name: (load / load.sum()).tolist() for name, load in loads.items()},
-            "count": {name: float(r.count().float().mean()) for name, r in layers.items()},
-        }
+            self.nats(batch)
+        return self.monitor.facts(routes.joined(), batch.shape[1] - 1)
 
     def log(self, split: str, **values: Any) -> None:
         if distribution.is_main():
@@ -208,7 +200,7 @@ class Training:
     def save(self) -> None:
         """Keep everything that the next step depends on."""
         tensors = distribution.full_state(self.model, self.optimiser)
-        tensors["random"] = torch.get_rng_state()
+        tensors |= self.monitor.tensors() | {"random": torch.get_rng_state()}
         facts = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         if distribution.is_main():
             save_state(self.path, tensors, facts)
@@ -221,7 +213,8 @@ class Training:
                 self.run.forget_after(self.arm, self.seed, 0)
             return
         tensors, facts = load_state(self.path)
-        torch.set_rng_state(tensors.pop("random"))
+        torch.set_rng_state(tensors["random"])
+        self.monitor.restore(tensors)
         distribution.load_full_state(self.model, self.optimiser, tensors)
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         if distribution.is_main():
