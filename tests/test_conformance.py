@@ -159,6 +159,7 @@ BANKS = [
     Row("swiglu", feedforward()),
     Row("geglu", feedforward("geglu", bias=True)),
     Row("gelu", feedforward("gelu")),
+    Row("relu", feedforward("relu")),
     Row("relu2", feedforward("relu2", bias=True)),
     Row("gpt-oss", feedforward(ClampedSwiGLU(), bias=True, transposed=True)),
     Row("reference", feedforward(bias=True, engine="reference")),

@@ -16,9 +16,10 @@ def by_hand(name: str, hidden: list[float]) -> list[float]:
         "swiglu": lambda g: g / (1 + math.exp(-g)),
         "geglu": lambda g: g / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3))),
         "gelu": lambda u: u / 2 * (1 + math.erf(u / math.sqrt(2))),
+        "relu": lambda u: max(u, 0.0),
         "relu2": lambda u: max(u, 0.0) ** 2,
     }
-    if name in ("gelu", "relu2"):
+    if name in ("gelu", "relu", "relu2"):
         return [curves[name](u) for u in hidden]
     return [curves[name](g) * u for g, u in zip(hidden[:half], hidden[half:], strict=True)]
 

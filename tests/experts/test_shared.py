@@ -6,7 +6,7 @@ from polypath.errors import InputError
 from polypath.experts import SharedExpert
 
 
-@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu", "relu2"])
+@pytest.mark.parametrize("kind", ["swiglu", "geglu", "gelu", "relu", "relu2"])
 def test_equation(kind: str) -> None:
     expert = SharedExpert(8, 5, kind).double()
     x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
@@ -18,6 +18,8 @@ def test_equation(kind: str) -> None:
             hidden = F.gelu(hidden[..., :5], approximate="tanh") * hidden[..., 5:]
         case "gelu":
             hidden = F.gelu(hidden)
+        case "relu":
+            hidden = hidden.clamp_min(0)
         case "relu2":
             hidden = hidden.clamp_min(0) ** 2
     wanted = hidden @ expert.down.weight.T

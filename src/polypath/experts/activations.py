@@ -83,6 +83,12 @@ GELU_TANH = Curve(
     lambda x, out: aten.gelu.out(x, approximate="tanh", out=out),
     lambda grad, x, out: aten.gelu_backward.grad_input(grad, x, approximate="tanh", grad_input=out),
 )
+RELU = Curve(
+    "relu",
+    F.relu,
+    lambda x, out: torch.clamp(x, min=0, out=out),
+    lambda grad, x, out: aten.threshold_backward.grad_input(grad, x, 0, grad_input=out),
+)
 RELU_SQUARED = Curve(
     "relu2",
     lambda x: F.relu(x).square(),
@@ -181,5 +187,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "swiglu": Gated(SILU),
     "geglu": Gated(GELU_TANH),
     "gelu": Plain(GELU),
+    "relu": Plain(RELU),
     "relu2": Plain(RELU_SQUARED),
 }

@@ -16,7 +16,7 @@ from polypath.routing.dispatch.memory import Memory
 from polypath.routing.dispatch.pieces import Piece
 from polypath.routing.record import Routing
 
-Kind = Literal["swiglu", "geglu", "gelu", "relu2"]
+Kind = Literal["swiglu", "geglu", "gelu", "relu", "relu2"]
 Stage = Literal["gate", "up", "activated", "hidden", "output"]
 
 
@@ -96,8 +96,8 @@ class FeedForwardExperts(nn.Module):
 
     gate_up_proj: (E, 2F, D) for gated kinds, else up_proj: (E, F, D); down_proj: (E, D, F); with
     `bias`, gate_up_proj_bias (E, 2F) and down_proj_bias (E, D).
-    kind: "swiglu" (silu), "geglu" (gelu, tanh form), "gelu" and "relu2" (Primer, So et al. 2021)
-        without gates, or an Activation.
+    kind: "swiglu" (silu), "geglu" (gelu, tanh form), or without gates "gelu", "relu" and "relu2"
+        (Primer, So et al. 2021), or an Activation.
     transposed: the weights are stored as (E, D, 2F) and (E, F, D), as in gpt-oss.
     engine: see `dispatch`.
     """
