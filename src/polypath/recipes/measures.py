@@ -107,7 +107,8 @@ def _ties(seen: Seen) -> float | None:
     return fmean(found - control for found, control in pairs) if pairs else None
 
 
-def _unsteady(seen: Seen) -> float:
+def unsteady(seen: Seen) -> float:
+    """The share of tokens whose heaviest expert changes under noise, mean over layers."""
     pairs = zip(seen.routes.values(), seen.noisy.values(), strict=True)
     return fmean(fluctuation(clean, noisy).first for clean, noisy in pairs)
 
@@ -133,7 +134,7 @@ MEASURES: dict[str, tuple[Measure, str]] = {
         "above that with the tokens shuffled.",
     ),
     "unsteady": (
-        _unsteady,
+        unsteady,
         f"tokens whose heaviest expert changes when routers see noise of {NOISE:.0%} of their "
         "input's length.",
     ),
