@@ -27,9 +27,10 @@ PUBLIC = {
         FeedForwardExperts SharedExpert experts_of
     """,
     "polypath.language": """
-        BPETokenizer ByteTokenizer Corpus Document RoutedLayers Split Tokenizer Windows attach
-        bits_per_byte build_stack detach from_pretrained kinds_of python_kinds read_corpus
-        read_tokenizer reroute save_pretrained text_kinds token_kinds
+        BPETokenizer ByteTokenizer Corpus Document Elastic RoutedLayers Split SubModel Tokenizer
+        Windows attach bits_per_byte build_stack detach elastic_step extract from_pretrained
+        kinds_of most_used python_kinds read_corpus read_tokenizer reroute running save_pretrained
+        text_kinds token_kinds whole
     """,
     "polypath.diagnosis": """
         Balance Fluctuation LayerCoupling Pathway Specialisation activity balance

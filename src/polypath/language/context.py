@@ -40,15 +40,11 @@ class Pass:
 
 
 class Seat:
-    """A routed layer's place in its host: it is told what the pass knows, and tells its routing.
+    """A routed layer's place in its host: it is told what the pass knows, and tells its routing."""
 
-    index: the layer; below: the nearest routed layer below it, or None.
-    """
-
-    def __init__(self, decoder: Decoder, index: int, below: int | None) -> None:
+    def __init__(self, decoder: Decoder, index: int) -> None:
         self.decoder = decoder
         self.index = index
-        self.below = below
         self.observes = needs_attention(decoder.routed()[index])
         self._pass: Pass | None = None
         self._seen: dict[str, Tensor] = {}
@@ -75,8 +71,10 @@ class Seat:
         if self._pass is None:
             return args, kwargs
         context = replace(self._pass.context, **self._told)
-        if self.below in self._pass.routings:
-            context = replace(context, previous=self._pass.routings[self.below])
+        # Of the layers that ran, for some may be bypassed; in a rerun those above have run too.
+        below = [index for index in self._pass.routings if index < self.index]
+        if below:
+            context = replace(context, previous=self._pass.routings[max(below)])
         return args, {"context": context} | kwargs
 
     def after_routing(self, layer: MoE, args: tuple, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -100,7 +98,7 @@ def connect(decoder: Decoder) -> None:
     handles = decoder.host.handles
     handles.append(decoder.module.register_forward_pre_hook(start_pass, with_kwargs=True))
     handles.append(decoder.module.register_forward_hook(finish_pass, with_kwargs=True))
-    routed, below = decoder.routed(), None
+    routed = decoder.routed()
     if any(needs_attention(layer) for layer in routed.values()):
         observe(decoder)
     for index in range(len(decoder.layers)):
@@ -108,8 +106,7 @@ def connect(decoder: Decoder) -> None:
         if index not in routed:
             handles.append(attention.register_forward_pre_hook(drop_pass, with_kwargs=True))
             continue
-        seat, layer = Seat(decoder, index, below), routed[index]
-        below = index
+        seat, layer = Seat(decoder, index), routed[index]
         handles += [
             attention.register_forward_pre_hook(seat.before_attention, with_kwargs=True),
             attention.register_forward_hook(seat.after_attention),

@@ -23,21 +23,24 @@ from polypath.routing.gates import lowest
 class SelectionBias(nn.Module):
     """A bias per expert that only the selection sees, moved against the load after each step.
 
-    b ← b + rate · sign(mean load - load), over the things of the whole global batch.
+    b ← b + rate · sign(mean load - load), over the things of the whole global batch. Experts that
+    could not be chosen, in no part of the batch, stay as they are and out of the mean.
     value: (E,) float32, the bias; it stays float32 when a model is cast, for steps drown in half
         precision.
-    seen: (E,) int64, choices since the last update, or None.
+    seen: (E,) int64, choices since the last update, or None. open: (E,) int64, positive for experts
+        that could be chosen since then, or None.
     Source: loss-free balancing (Wang et al. 2024), algorithm 1.
     """
 
     value: Tensor
     seen: Tensor | None
+    open: Tensor | None
 
     def __init__(self, num_experts: int, rate: float = 1e-3) -> None:
         super().__init__()
         self.rate = rate
         self.register_buffer("value", torch.zeros(num_experts))
-        self.seen = None
+        self.seen = self.open = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectionBias:
         def move(tensor: Tensor) -> Tensor:
@@ -47,25 +50,29 @@ class SelectionBias(nn.Module):
         return super()._apply(move, recurse)
 
     @torch.no_grad()
-    def observe(self, experts: Tensor, mask: Tensor | None) -> None:
-        """Count choices (T, K); things outside `mask` (T,) do not count."""
+    def observe(self, experts: Tensor, mask: Tensor | None, scores: Tensor) -> None:
+        """Count choices (T, K) by scores (T, E); things outside `mask` (T,) do not count."""
         filled = experts >= 0
         if mask is not None:
             filled = filled & mask[:, None]
-        seen = self._seen()
+        seen = self._counts(self.seen)
         self.seen = seen.index_add_(0, experts.clamp_min(0).flatten(), filled.flatten().to(seen))
+        self.open = self._counts(self.open).add_((scores != -torch.inf).any(0))
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the bias by what was seen since the last update, over all ranks, and forget it."""
-        seen, self.seen = self._seen(), None
+        told = torch.stack([self._counts(self.seen), self._counts(self.open)])
+        self.seen = self.open = None
         if dist.is_initialized():
-            dist.all_reduce(seen)
-        self.value += self.rate * torch.sign(seen.float().mean() - seen)
+            dist.all_reduce(told)
+        seen, could = told[0].float(), told[1] > 0
+        mean = seen.sum() / could.sum().clamp_min(1)
+        self.value += self.rate * torch.sign(mean - seen) * could
 
-    def _seen(self) -> Tensor:
-        # Not a buffer: one that is not saved would come back from the meta device as anything.
-        return torch.zeros_like(self.value, dtype=torch.int64) if self.seen is None else self.seen
+    def _counts(self, known: Tensor | None) -> Tensor:
+        # Not buffers: those that are not saved would come back from the meta device as anything.
+        return torch.zeros_like(self.value, dtype=torch.int64) if known is None else known
 
 
 class TopK(nn.Module):
@@ -108,7 +115,7 @@ class TopK(nn.Module):
             )
         experts = self._choose(scores.detach(), probabilities.detach())
         if self.bias is not None and self.training and torch.is_grad_enabled():
-            self.bias.observe(experts, context.mask)
+            self.bias.observe(experts, context.mask, scores)
         return experts
 
     def _choose(self, scores: Tensor, probabilities: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Voting(nn.Module):
         self.share = None if start is None else nn.Parameter(torch.tensor([start]))
 
     def forward(self, x: Tensor, context: RoutingContext) -> tuple[Tensor, Tensor]:
-        own = self.own(x, context).softmax(-1)
+        own = _open(self.own(x, context), context.candidates).softmax(-1)
         rows = layout(x, context)
         u = x.to(routing_dtype(x)).unflatten(0, rows)
         voted = self.votes(u, own.unflatten(0, rows), context).flatten(0, 1)
@@ -52,6 +52,13 @@ class Voting(nn.Module):
     def votes(self, u: Tensor, own: Tensor, context: RoutingContext) -> Tensor:
         """u (B, N, D), own distributions (B, N, E) to voted ones (B, N, E)."""
         raise NotImplementedError
+
+
+def _open(scores: Tensor, candidates: Tensor | None) -> Tensor:
+    """Scores of the experts that may be chosen, which alone are voted for; all where none may."""
+    if candidates is None:
+        return scores
+    return scores.masked_fill(~candidates & candidates.any(-1, keepdim=True), -torch.inf)
 
 
 def layout(x: Tensor, context: RoutingContext) -> tuple[int, int]:
