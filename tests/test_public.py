@@ -34,13 +34,13 @@ PUBLIC = {
     """,
     "polypath.diagnosis": """
         Balance Fluctuation LayerCoupling Pathway Specialisation activity balance
-        between contingency dependence effective_dimension expert_similarity fluctuation
-        follows_entropy gate_information gate_mass generalised heaviest imbalance
-        layer_coupling layer_couplings mean_entropy membership memorised
-        noise_on_routers normalised_mutual_information pathway_distance
-        pathway_distances pathways roughness routed_kernel routing_cosines sample_gates
-        share_of shares specialisation spelled transitions underused violations
-        window_pathways
+        between chance_overlap contingency dependence effective_dimension
+        expert_similarity fluctuation follows_entropy gate_information gate_mass
+        generalised heaviest imbalance layer_coupling layer_couplings mean_entropy
+        membership memorised noise_on_routers normalised_mutual_information
+        pathway_distance pathway_distances pathways roughness routed_kernel
+        routing_cosines sample_gates share_of shares specialisation spelled stream_usage
+        transitions underused usage_entropy usage_overlap violations window_pathways
     """,
 }
 

@@ -16,6 +16,12 @@ from polypath.diagnosis.load import (
     violations,
 )
 from polypath.diagnosis.memorisation import generalised, memorised
+from polypath.diagnosis.modality import (
+    chance_overlap,
+    stream_usage,
+    usage_entropy,
+    usage_overlap,
+)
 from polypath.diagnosis.pathways import (
     Pathway,
     pathway_distance,
@@ -43,6 +49,7 @@ __all__ = [
     "activity",
     "balance",
     "between",
+    "chance_overlap",
     "contingency",
     "dependence",
     "effective_dimension",
@@ -72,8 +79,11 @@ __all__ = [
     "shares",
     "specialisation",
     "spelled",
+    "stream_usage",
     "transitions",
     "underused",
+    "usage_entropy",
+    "usage_overlap",
     "violations",
     "window_pathways",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from statistics import fmean
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from polypath.report import Table, estimate
 from polypath.routing import Routes, record, routed_layers
@@ -164,6 +166,19 @@ def routes_on(model: nn.Module, windows: torch.Tensor, batch_size: int = 32) -> 
         for batch in windows.split(batch_size):
             model(input_ids=batch.to(device), use_cache=False)
     return routes
+
+
+@torch.no_grad()
+def bits_per_token(
+    model: nn.Module, read: torch.Tensor, wanted: torch.Tensor, batch_size: int = 32
+) -> float:
+    """The loss of a model that reads windows (N, L) and is to give others (N, L) back."""
+    device = next(model.parameters()).device
+    nats = 0.0
+    for inputs, targets in zip(read.split(batch_size), wanted.split(batch_size), strict=True):
+        logits = model(input_ids=inputs.to(device), use_cache=False).logits.float().flatten(0, 1)
+        nats += float(F.cross_entropy(logits, targets.to(device).flatten(), reduction="sum"))
+    return nats / wanted.numel() / math.log(2)
 
 
 def table(by_arm: dict[str, list[Part]]) -> Table:

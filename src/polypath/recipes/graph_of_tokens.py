@@ -5,7 +5,6 @@ Source: Improving Routing in Sparse Mixture of Experts with Graph of Tokens, arX
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from polypath.diagnosis import imbalance, mean_entropy
 from polypath.errors import InputError
 from polypath.recipes import measures, text
-from polypath.recipes.arms import Part, curve, kept_text
+from polypath.recipes.arms import Part, bits_per_token, curve, kept_text
 from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
 from polypath.report import Claim, Outcome, judge
 from polypath.routing import routed_layers
@@ -149,12 +147,12 @@ def measured(part: Part) -> Measured:
     }
 
 
-@torch.no_grad()
 def swapped_loss(part: Part, model: nn.Module) -> float:
     """Bits per token that a model loses on the validation text when what it reads is swapped."""
     windows = kept_text(part.run.folder / "data").validation(part.validation_windows)
     read, wanted = windows[:, :-1], windows[:, 1:]
-    return _bits(model, swap(read, SWAPPED, part.seed), wanted) - _bits(model, read, wanted)
+    attacked = bits_per_token(model, swap(read, SWAPPED, part.seed), wanted)
+    return attacked - bits_per_token(model, read, wanted)
 
 
 def swap(tokens: Tensor, share: float, seed: int) -> Tensor:
@@ -164,18 +162,6 @@ def swap(tokens: Tensor, share: float, seed: int) -> Tensor:
     places = torch.randperm(len(flat), generator=generator)[: round(share * len(flat))]
     flat[places] = flat[places.roll(1)]
     return flat.view(tokens.shape)
-
-
-def _bits(model: nn.Module, read: Tensor, wanted: Tensor, batch_size: int = 32) -> float:
-    device = next(model.parameters()).device
-    nats = 0.0
-    for inputs, targets in zip(read.split(batch_size), wanted.split(batch_size), strict=True):
-        logits = model(input_ids=inputs.to(device), use_cache=False).logits.float()
-        summed = F.cross_entropy(
-            logits.flatten(0, 1), targets.to(device).flatten(), reduction="sum"
-        )
-        nats += float(summed)
-    return nats / wanted.numel() / math.log(2)
 
 
 def claims(parts: Parts, seen: Mapping[str, list[Measured]]) -> list[Claim]:

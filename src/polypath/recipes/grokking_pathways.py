@@ -41,7 +41,7 @@ MONITORS = ("distance", "cosine", "roughness", "entropy", "training loss", "test
 class Config:
     """What is trained, and for how long."""
 
-    seeds: int = 3
+    seeds: int = 5
     """How many times everything is trained, with seeds 0, 1, …"""
     steps: int = 6000
     """Optimiser steps of each network, on all training pairs at once."""
@@ -243,7 +243,7 @@ def claims(facts: Mapping[str, list[Facts]], seeds: int) -> list[Claim]:
             threshold=0.25,
         ),
         judge(
-            "Without weight decay nothing is understood, and they do not (fall, difference)",
+            "Without weight decay nothing is understood, and they draw together less (difference)",
             "a control",
             "no decay",
             falls,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -136,11 +136,13 @@ class Arm:
     routed: its routed layers, None where it is dense.
     width: the width of the feed-forward layers of a dense one.
     around: from the model and a step to a context in which the step runs; importable by name.
+    share: the part of the steps that it is trained for.
     """
 
     routed: RoutedLayers | None = None
     width: int = 0
     around: Callable[[nn.Module, int], AbstractContextManager[None]] | None = None
+    share: float = 1.0
 
 
 def build(config: TextConfig, arm: Arm, vocabulary: int) -> nn.Module:
@@ -177,7 +179,9 @@ def train(config: TextConfig, run: Run, chosen: Mapping[str, Arm]) -> Parts:
             seed=seed,
             build=partial(build, config, arm),
             run=run,
-            settings=config.settings(run.device),
+            settings=replace(
+                config.settings(run.device), steps=max(1, round(arm.share * config.steps))
+            ),
             batch_size=config.batch_size,
             validation_windows=config.validation_windows,
             shard_experts=config.shard_experts,
