@@ -24,7 +24,7 @@ from timing import Call, beside, commit, in_a_process, machine
 from torch import Tensor, nn
 
 from polypath.language import RoutedLayers, build_stack
-from polypath.routing import RoutingContext, losses, record
+from polypath.routing import Attention, RoutingContext, losses, record
 
 SEQUENCES, LENGTH, DIM, HIDDEN, EXPERTS, K, LAYERS = 8, 512, 512, 1024, 16, 2, 2
 BALANCED = {"load_balance": 0.01}
@@ -45,9 +45,53 @@ def routed(router: str = "top-k", **values: Any) -> RoutedLayers:
     return RoutedLayers(router, **sizes | values)
 
 
+def attended(device: torch.device) -> dict[str, Any]:
+    """An attention of eight heads, as a host would hand it on."""
+    heads, width = 8, DIM // 8
+    generator = torch.Generator().manual_seed(2)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    later = torch.ones(LENGTH, LENGTH, dtype=torch.bool, device=device).triu(1)
+    scores = normal(SEQUENCES, heads, LENGTH, LENGTH).masked_fill(later, -torch.inf)
+    probabilities, values = scores.softmax(-1), normal(SEQUENCES, heads, LENGTH, width)
+    projection = normal(DIM, DIM) / DIM**0.5
+    output = (probabilities @ values).transpose(1, 2).flatten(2) @ projection.T
+    return {"attention": Attention(probabilities, values, projection, output)}
+
+
+def in_sequences(length: int) -> Callable[[torch.device], dict[str, Any]]:
+    """The same things as sequences of another length."""
+    return lambda device: {"shape": (SEQUENCES * LENGTH // length, length)}
+
+
+def similar(length: int, window: int | None = None) -> Contender:
+    return Contender(routed("similarity", options={"window": window}), in_sequences(length))
+
+
 CONTENDERS = {
     "top-k": Contender(routed()),
     "top-k, recorded": Contender(routed(), recorded=True, at_most=1.10),
+    "coupling loss": Contender(routed(losses={**BALANCED, "coupling": 1.0}), at_most=1.05),
+    "orthogonality loss": Contender(routed(losses={**BALANCED, "orthogonality": 0.01})),
+    "autonomous": Contender(routed("autonomous")),
+    "recurrent": Contender(routed("recurrent"), at_most=1.25),
+    "reuse": Contender(routed("reuse", options={"group": 2, "growth": "none"}), at_most=1.10),
+    "dynamic, percentile of k": Contender(
+        routed("dynamic", options={"value": (EXPERTS - 1 - K + 0.5) / (EXPERTS - 1)}),
+        at_most=1.10,
+    ),
+    "dynamic, mass": Contender(routed("dynamic", options={"rule": "mass", "most": K})),
+    "attention": Contender(routed("attention"), attended, at_most=1.25),
+    "attention, all heads": Contender(
+        routed("attention", options={"heads": "all"}), attended, at_most=1.25
+    ),
+    **{f"similarity, T {length}": similar(length) for length in (256, 512, 1024, 2048, 4096)},
+    **{
+        f"similarity, window 128, T {length}": similar(length, 128)
+        for length in (256, 512, 1024, 2048, 4096)
+    },
 }
 
 
