@@ -37,6 +37,12 @@ def test_a_plain_checkpoint_is_read_as_bytes(olmoe: Path, text: Path) -> None:
         assert values["experts"] == 8 and values["per token"] == 3
         assert 0 < values["entropy"] <= 1
     assert table.rows[-1][-1] is None
+    steady, ways = outcome.tables[1:3]
+    for row in steady.rows:
+        _, first, some, strength, bound = row
+        assert 0 < first <= some <= 1 and strength > 0 and bound > 0
+    usual, unusual = ways.rows
+    assert usual[2] <= unusual[2] and usual[3].count("-") == 2
     assert "Where every token went" in page_of(outcome)
 
 
@@ -49,8 +55,14 @@ def test_a_tokenizer_beside_the_weights_is_used(tmp_path: Path, text: Path) -> N
     read = read_tokens(tmp_path / "model", 300, text, 64)
     assert "".join(read.texts) == tokenizer.decode(read.ids)
     assert {"lowercase", "number", "punctuation"} <= set(read.kinds)
-    (entropy,) = {row[5] for row in inspect(tmp_path / "model", text, 64, 16).tables[0].rows}
+    tables = inspect(tmp_path / "model", text, 64, 16).tables
+    (entropy,) = {row[5] for row in tables[0].rows}
     assert entropy is None  # a hash has no probabilities
+    assert {tuple(row[1:]) for row in tables[1].rows} == {(0.0, 0.0, None, None)}
+    assert [table.title for table in tables[1:]] == [
+        "How steady they are",
+        "Experts and kinds of tokens",
+    ]
 
 
 def test_bytes_and_kinds_follow_the_text(tmp_path: Path, text: Path) -> None:

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from polypath.diagnosis import dependence, imbalance, mean_entropy
+from polypath.diagnosis import (
+    dependence,
+    fluctuation,
+    imbalance,
+    layer_couplings,
+    mean_entropy,
+    noise_on_routers,
+    pathway_distances,
+    spelled,
+    window_pathways,
+)
 from polypath.errors import InputError
 from polypath.language import from_pretrained, kinds_of, read_corpus
 from polypath.report.metrics import layer_labels
@@ -22,6 +32,8 @@ from polypath.report.outcome import Cell, Outcome, Table
 from polypath.report.routes import Text, explorer, flow, kind_maps, kind_table, load_map
 from polypath.routing import Routing, record, routed_layers
 from polypath.training.run import commit, machine
+
+NOISE = 0.15
 
 
 class Tokens(NamedTuple):
@@ -54,6 +66,8 @@ def inspect(
         raise InputError(f"the text has {len(read.ids)} tokens, fewer than context={context}")
     read = Tokens(read.ids[:count], read.texts[:count], read.kinds[:count])
     layers, bits = _routes(model, read.ids.view(-1, context))
+    with noise_on_routers(model, NOISE):
+        noisy, _ = _routes(model, read.ids.view(-1, context))
     words = Text(f"{count} tokens", read.texts, read.kinds)
     return Outcome(
         recipe=f"inspect {folder.name}",
@@ -61,7 +75,12 @@ def inspect(
         machine=machine(),
         seeds=[],
         seconds=time.perf_counter() - began,
-        tables=[layer_table(layers, bits), kind_table(layers, read.kinds)],
+        tables=[
+            layer_table(layers, bits),
+            steadiness_table(model, layers, noisy),
+            *pathway_tables(layers, context),
+            kind_table(layers, read.kinds),
+        ],
         claims=[],
         figures=[
             load_map(layers),
@@ -164,3 +183,45 @@ def layer_table(layers: Mapping[str, Routing], bits: float) -> Table:
         "Tied to next: normalised mutual information of a token's experts here and at the next "
         "layer; by chance: the same with the tokens of the next layer shuffled.",
     )
+
+
+def steadiness_table(
+    model: PreTrainedModel, layers: Mapping[str, Routing], noisy: Mapping[str, Routing]
+) -> Table:
+    """How little it takes to send tokens elsewhere, and how rows and experts hold together."""
+    names, couplings = layer_labels(list(layers)), layer_couplings(model)
+    rows: list[list[Cell]] = []
+    for name, routing in layers.items():
+        moved, held = fluctuation(routing, noisy[name]), couplings.get(name)
+        coupled = (held.strength, float(held.bound.mean())) if held else (None, None)
+        rows.append([names[name], moved.first, moved.any, *coupled])
+    return Table(
+        "How steady they are",
+        ["layer", "another first", "another set", "α*", "ε"],
+        rows,
+        note=f"Tokens whose heaviest expert, or whose set of experts, changes when routers see "
+        f"noise of {NOISE:.0%} of their input's length. α*: 1 or less where every router's row "
+        "excites its own expert most. ε: how far apart the rows lie.",
+    )
+
+
+def pathway_tables(layers: Mapping[str, Routing], context: int) -> list[Table]:
+    """How far apart the ways of the windows are; none where a layer has no probabilities."""
+    if any(routing.probabilities is None for routing in layers.values()):
+        return []
+    found = window_pathways(layers, context)
+    distances = pathway_distances(found).double()
+    pairs = max(1, len(found) * (len(found) - 1))
+    mean = float(distances.sum()) / pairs
+    far = distances.sum(1) / max(1, len(found) - 1)
+    ends = {"most usual": int(far.argmin()), "most unusual": int(far.argmax())}
+    return [
+        Table(
+            "Pathways",
+            ["window", "number", "distance to the others", "its experts"],
+            [[name, at, float(far[at]), spelled(found[at])] for name, at in ends.items()],
+            note=f"Of {len(found)} windows of {context} tokens, {mean:.1f} edits apart in the "
+            "mean. A window's experts in each layer are those that hold 70 % of its gate, the "
+            "heaviest first; a hyphen stands between layers.",
+        )
+    ]
