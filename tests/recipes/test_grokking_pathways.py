@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from polypath.errors import InputError
 from polypath.recipes.grokking_pathways import (
@@ -13,9 +12,7 @@ from polypath.recipes.grokking_pathways import (
     after_memorising,
     arms,
     correlation,
-    dimensions,
     rise_and_fall,
-    tangents,
 )
 
 
@@ -41,30 +38,6 @@ def test_correlations_of_what_does_not_move_are_none() -> None:
     assert correlation(looks, "distance")[0] == pytest.approx(-1)
     assert math.isnan(correlation(looks, "training accuracy")[0])
     assert math.isnan(correlation(looks[:2], "distance")[0])
-
-
-def test_the_tangent_kernel_is_that_of_the_gradients() -> None:
-    drawn = []
-
-    def normal(*size: int) -> torch.Tensor:
-        drawn.append(torch.randn(*size, dtype=torch.float64))
-        return drawn[-1]
-
-    x = torch.nn.functional.normalize(torch.randn(5, 7, dtype=torch.float64), dim=1)
-    kernel = tangents(x, normal, hidden=4)
-    inner, outer = drawn[0].requires_grad_(), (drawn[1]).requires_grad_()
-    rows = []
-    for one in x:
-        value = (one @ inner).relu() @ outer / 2
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, (inner, outer))]))
-    jacobian = torch.stack(rows)
-    torch.testing.assert_close(kernel, jacobian @ jacobian.T)
-
-
-def test_the_trace_turns_the_sign_of_the_companion_check() -> None:
-    found = [dimensions(seed) for seed in range(4)]
-    assert all(scaled > 0.2 for scaled, _ in found)
-    assert all(raw < 0 for _, raw in found)
 
 
 def test_bad_sizes_are_refused() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from polypath.diagnosis import chance_overlap
 from polypath.errors import InputError
 from polypath.language import (
     Elastic,
@@ -31,10 +30,8 @@ from polypath.recipes import arms as training
 from polypath.recipes import measures, streams, text
 from polypath.recipes.arms import Part, bits_per_token, final, kept_text, trained
 from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
-from polypath.recipes.trials import Facts, trials
+from polypath.recipes.trials import trials
 from polypath.report import Claim, Outcome, Table, judge
-from polypath.report.figures import Curves
-from polypath.report.statistics import series
 from polypath.training.run import Run
 
 DOMAIN = "language"
@@ -140,7 +137,7 @@ def run(config: Config, run: Run) -> Outcome:
     }
     reports = -(-config.stream_steps // streams.STRIDE)
     facts = trials(work, config.seeds, reports, run.folder / "streams", config.workers)["streams"]
-    judged = [*claims(config, parts, seen, tuned), *claims_on_streams(facts)]
+    judged = [*claims(config, parts, seen, tuned), *streams.claims(facts, PAPER)]
     grid = measures.means(
         "Sub-models, as they are",
         seen,
@@ -148,9 +145,10 @@ def run(config: Config, run: Run) -> Outcome:
         "training, means over seeds. Layers and experts are those that training text uses most; "
         "drawn: half of all, at random. Faster: tokens per second with k = 1, over those with all.",
     )
-    shown = [_tuned_table(tuned), _streams_table(facts)]
-    figures = [_entropy_curves(facts), _overlap_curves(facts)]
-    return text.conclude(config, run, parts, judged, tables=[grid, *shown], figures=figures)
+    shown = [_tuned_table(tuned), streams.table(facts)]
+    return text.conclude(
+        config, run, parts, judged, tables=[grid, *shown], figures=streams.figures(facts)
+    )
 
 
 def calibrated(config: Config, part: Part, model: Any, size: tuple[int, int, int]) -> SubModel:
@@ -306,73 +304,3 @@ def claims(
             threshold=0.15,
         ),
     ]
-
-
-def claims_on_streams(facts: list[Facts]) -> list[Claim]:
-    """What the report's figures say of streams, seed by seed."""
-    chance = chance_overlap(len(facts[0]["usage"][0][0]))
-    source = f"{PAPER}, figure of overlaps"
-    first, last = ([fmean(one["overlap"][layer]) for one in facts] for layer in (0, -1))
-    none = [0.0] * len(facts)
-    return [
-        judge(
-            "Streams: apart in the first layer (overlap of the most used experts, against chance)",
-            source,
-            f"{chance:.3f}",
-            first,
-            none,
-            threshold=chance,
-        ),
-        judge(
-            "Streams: nearer in the last layer (overlap, difference to the first)",
-            source,
-            "first layer",
-            last,
-            first,
-            better="higher",
-        ),
-        judge(
-            "Streams: labels change nothing (logits, how far they move; below 1e-9)",
-            "from the method itself",
-            "without labels",
-            [one["told"] for one in facts],
-            none,
-            threshold=1e-9,
-        ),
-    ]
-
-
-def _streams_table(facts: list[Facts]) -> Table:
-    rows: list[list[Any]] = []
-    for layer in range(len(facts[0]["entropy"])):
-        even = [
-            fmean(one["entropy"][layer][s] for one in facts) for s in range(len(streams.STREAMS))
-        ]
-        both = [fmean(one["overlap"][layer][p] for one in facts) for p in range(len(streams.PAIRS))]
-        rows.append([f"layer {layer}", *even, *both])
-    chance = chance_overlap(len(facts[0]["usage"][0][0]))
-    return Table(
-        "Streams that no router is told of",
-        ["layer", *(f"{name}, entropy" for name in streams.STREAMS), *streams.PAIRS],
-        rows,
-        note="Entropy of the experts that a stream's tokens go to, 1 when even; overlap of the "
-        f"quarter of the experts that two streams use most, {chance:.3f} by chance. Means over "
-        "seeds.",
-    )
-
-
-def _overlap_curves(facts: list[Facts]) -> Curves:
-    return _by_layer(facts, "overlap", streams.PAIRS, "Overlap of streams", "IoU")
-
-
-def _entropy_curves(facts: list[Facts]) -> Curves:
-    return _by_layer(facts, "entropy", streams.STREAMS, "How evenly streams use experts", "entropy")
-
-
-def _by_layer(facts: list[Facts], name: str, lines: tuple[str, ...], title: str, y: str) -> Curves:
-    layers = range(len(facts[0][name]))
-    drawn_lines = [
-        series(line, list(layers), [[one[name][layer][i] for layer in layers] for one in facts])
-        for i, line in enumerate(lines)
-    ]
-    return Curves(title, "layer", y, drawn_lines, "Bands: 95 % intervals of the mean over seeds.")

@@ -10,16 +10,20 @@ import time
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from polypath.diagnosis import stream_usage, usage_entropy, usage_overlap
+from polypath.diagnosis import chance_overlap, stream_usage, usage_entropy, usage_overlap
 from polypath.language import RoutedLayers, attach, read_corpus
 from polypath.recipes.trials import Facts
+from polypath.report import Claim, Table, judge
+from polypath.report.figures import Curves
+from polypath.report.statistics import series
 from polypath.routing import Routing, given, losses, record, update_biases
 from polypath.training.interrupt import Interrupted
 from polypath.training.optimisers import adamw, cosine_schedule
@@ -142,3 +146,72 @@ def by_layer(layers: Mapping[str, Routing], labels: Tensor) -> Facts:
         "entropy": [usage_entropy(own).tolist() for own in usage],
         "overlap": [[float(own[a, b]) for a, b in pairs] for own in overlaps],
     }
+
+
+def claims(facts: list[Facts], paper: str) -> list[Claim]:
+    """What the report's figures say of streams, seed by seed."""
+    chance = chance_overlap(len(facts[0]["usage"][0][0]))
+    source = f"{paper}, figure of overlaps"
+    first, last = ([fmean(one["overlap"][layer]) for one in facts] for layer in (0, -1))
+    none = [0.0] * len(facts)
+    return [
+        judge(
+            "Streams: apart in the first layer (overlap of the most used experts, against chance)",
+            source,
+            f"{chance:.3f}",
+            first,
+            none,
+            threshold=chance,
+        ),
+        judge(
+            "Streams: nearer in the last layer (overlap, difference to the first)",
+            source,
+            "first layer",
+            last,
+            first,
+            better="higher",
+        ),
+        judge(
+            "Streams: labels change nothing (logits, how far they move; below 1e-9)",
+            "from the method itself",
+            "without labels",
+            [one["told"] for one in facts],
+            none,
+            threshold=1e-9,
+        ),
+    ]
+
+
+def table(facts: list[Facts]) -> Table:
+    """Entropy and overlap of every layer, means over seeds."""
+    rows: list[list[Any]] = []
+    for layer in range(len(facts[0]["entropy"])):
+        even = [fmean(one["entropy"][layer][s] for one in facts) for s in range(len(STREAMS))]
+        both = [fmean(one["overlap"][layer][p] for one in facts) for p in range(len(PAIRS))]
+        rows.append([f"layer {layer}", *even, *both])
+    chance = chance_overlap(len(facts[0]["usage"][0][0]))
+    return Table(
+        "Streams that no router is told of",
+        ["layer", *(f"{name}, entropy" for name in STREAMS), *PAIRS],
+        rows,
+        note="Entropy of the experts that a stream's tokens go to, 1 when even; overlap of the "
+        f"quarter of the experts that two streams use most, {chance:.3f} by chance. Means over "
+        "seeds.",
+    )
+
+
+def figures(facts: list[Facts]) -> list[Curves]:
+    """Entropy and overlap, layer by layer."""
+    return [
+        _by_layer(facts, "entropy", STREAMS, "How evenly streams use experts", "entropy"),
+        _by_layer(facts, "overlap", PAIRS, "Overlap of streams", "IoU"),
+    ]
+
+
+def _by_layer(facts: list[Facts], name: str, lines: tuple[str, ...], title: str, y: str) -> Curves:
+    layers = range(len(facts[0][name]))
+    drawn_lines = [
+        series(line, list(layers), [[one[name][layer][i] for layer in layers] for one in facts])
+        for i, line in enumerate(lines)
+    ]
+    return Curves(title, "layer", y, drawn_lines, "Bands: 95 % intervals of the mean over seeds.")
