@@ -61,6 +61,7 @@ def test_columns_of_numbers_are_aligned() -> None:
         (0.5, [0.5, 0.5], ["0.5", "0.5", "0.5"]),
         (0.123456, None, ["0.1235"]),
         (None, None, ["–"]),
+        (1 / 21, (1 / 21 - 1e-17, 1 / 21 + 1e-17), ["0.04762"] * 3),
     ],
 )
 def test_claims_are_as_exact_as_their_interval(value, interval, text) -> None:

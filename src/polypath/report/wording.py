@@ -54,7 +54,7 @@ def measured(claim: Claim) -> list[str]:
         return [number(claim.measured)]
     low, high = claim.interval
     half = (high - low) / 2
-    if half == 0:
+    if half <= 1e-6 * abs(claim.measured):  # seeds agree, but for rounding
         return [number(value) for value in (claim.measured, low, high)]
     decimals = min(12, max(0, 1 - math.floor(math.log10(half))))
     return [_fixed(value, decimals) for value in (claim.measured, low, high)]
