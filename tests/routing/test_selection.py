@@ -220,3 +220,22 @@ def test_bias_evens_out_a_skewed_router() -> None:
         after = busiest()
     assert before > 1.7
     assert after < 1.1
+
+
+@pytest.mark.parametrize(("naive", "drifts"), [(False, False), (True, True)])
+def test_experts_left_out_now_and_then_do_not_drift(naive: bool, drifts: bool) -> None:
+    """Even traffic, half of the experts closed in half of the steps (ERNIE 5.0, elastic width)."""
+    generator, rate = torch.Generator().manual_seed(0), 1e-3
+    bias = SelectionBias(8, rate)
+    selection = TopK(2, bias).train()
+    for step in range(200):
+        probabilities = torch.rand(512, 8, generator=generator)
+        scores = probabilities.clone()
+        if step % 2:
+            scores[:, :4] = -torch.inf
+        selection(scores, probabilities, RoutingContext())
+        if naive:  # as if whoever was not chosen had starved
+            bias.open = torch.ones(8, dtype=torch.int64)
+        bias.update()
+    apart = float(bias.value[:4].mean() - bias.value[4:].mean()) / rate
+    assert (apart > 20) == drifts and (drifts or abs(apart) < 5)

@@ -116,9 +116,9 @@ def run(config: Config, run: Run) -> Outcome:
         seen,
         "Means over layers and seeds. Fluctuation: tokens whose heaviest expert changed between "
         "the last two validations. Unsteady: under noise on what routers see, "
-        f"{measures.NOISE:.0%} of its length. Entropy of the decision in nats. Imbalance: what the "
+        f"{100 * measures.NOISE:g} % of its length. Entropy of the decision in nats. Imbalance: what the "
         "busiest expert has above the mean load; who sends all to one does not fluctuate. Swapped: "
-        f"bits per token that are lost when {SWAPPED:.0%} of the tokens read are swapped.",
+        f"bits per token that are lost when {100 * SWAPPED:g} % of the tokens read are swapped.",
     )
     return text.conclude(
         config,

@@ -135,7 +135,7 @@ MEASURES: dict[str, tuple[Measure, str]] = {
     ),
     "unsteady": (
         unsteady,
-        f"tokens whose heaviest expert changes when routers see noise of {NOISE:.0%} of their "
+        f"tokens whose heaviest expert changes when routers see noise of {100 * NOISE:g} % of their "
         "input's length.",
     ),
     "α*": (
