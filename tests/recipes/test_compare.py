@@ -1,15 +1,10 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from polypath.recipes.compare import Config, arms
 from polypath.recipes.text import TextConfig
-
-TINY = ["--steps", "8", "--evaluate-every", "4", "--seeds", "2", "--dim", "16", "--layers", "2"]
-TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
+from recipe_runs import TINY, outcome_of
 
 
 def test_systems_have_the_sizes_of_the_comparison() -> None:
@@ -23,10 +18,7 @@ def test_systems_have_the_sizes_of_the_comparison() -> None:
 @pytest.mark.slow
 def test_a_comparison_shows_every_system(tmp_path: Path) -> None:
     names = ["moe-lm", "moe-lm/dense-active"]
-    asked = [sys.executable, "-m", "polypath", "compare", *names, *TINY, "--out", tmp_path / "run"]
-    done = subprocess.run([*map(str, asked)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    outcome = outcome_of(tmp_path / "run", "compare", *names, *TINY)
     bits, routed = outcome["tables"][:2]
     assert [row[0] for row in bits["rows"]] == names
     assert [row[0] for row in routed["rows"]] == ["moe-lm"]
@@ -39,4 +31,3 @@ def test_a_comparison_shows_every_system(tmp_path: Path) -> None:
     assert claim["baseline"] == "moe-lm"
     means = [row[3] for row in bits["rows"]]
     assert claim["measured"] == pytest.approx(means[1] - means[0])
-    assert (tmp_path / "run" / "report.html").exists()

@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +8,7 @@ from polypath.recipes.dynamoe import Config, arms, classifiers
 from polypath.recipes.images import Classifier
 from polypath.recipes.text import build
 from polypath.routing import routed_layers
-
-TINY = ["--steps", "8", "--evaluate-every", "4", "--seeds", "2", "--dim", "16", "--layers", "2"]
-TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
-TINY += ["--epochs", "1", "--image-seeds", "2"]
+from recipe_runs import TINY, first_column, outcome_of
 
 
 def size(model: torch.nn.Module) -> int:
@@ -51,12 +45,10 @@ def test_bad_sizes_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "dynamoe", *TINY, "--out", tmp_path / "run"]
-    done = subprocess.run([*map(str, asked)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert [row[0] for row in outcome["tables"][1]["rows"]] == list(classifiers(Config()))
-    assert [row[0] for row in outcome["tables"][2]["rows"]] == list(arms(Config()))
+    options = [*TINY, "--epochs", "1", "--image-seeds", "2"]
+    outcome = outcome_of(tmp_path / "run", "run dynamoe", *options)
+    assert first_column(outcome, 1) == list(classifiers(Config()))
+    assert first_column(outcome, 2) == list(arms(Config()))
     assert len(outcome["claims"]) == 15
     spike, same, *_ = outcome["claims"]
     assert spike["held"] is True and same["held"] is True

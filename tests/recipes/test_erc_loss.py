@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +6,7 @@ import torch
 from polypath.errors import InputError
 from polypath.recipes.erc_loss import Config, arms, students
 from polypath.recipes.text import build
-
-TINY = ["--steps", "8", "--evaluate-every", "4", "--seeds", "2", "--dim", "16", "--layers", "2"]
-TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
-TINY += ["--specialist-steps", "60", "--specialist-seeds", "2"]
+from recipe_runs import TINY, first_column, outcome_of
 
 
 def test_a_loss_adds_no_parameter() -> None:
@@ -42,13 +36,11 @@ def test_bad_sizes_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "erc-loss", *TINY, "--out", tmp_path / "run"]
-    done = subprocess.run([*map(str, asked)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert [row[0] for row in outcome["tables"][0]["rows"]] == list(arms(Config()))
-    assert [row[0] for row in outcome["tables"][1]["rows"]] == list(students(Config()))
-    assert [row[0] for row in outcome["tables"][2]["rows"]] == list(arms(Config()))[:-1]
+    options = [*TINY, "--specialist-steps", "60", "--specialist-seeds", "2"]
+    outcome = outcome_of(tmp_path / "run", "run erc-loss", *options)
+    assert first_column(outcome, 0) == list(arms(Config()))
+    assert first_column(outcome, 1) == list(students(Config()))
+    assert first_column(outcome, 2) == list(arms(Config()))[:-1]
     assert len(outcome["claims"]) == 15
     (drawn,) = [f for f in outcome["figures"] if f["title"] == "Coupling α* on specialists"]
     assert drawn["series"][0]["x"] == [50, 60]

@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +7,7 @@ from polypath.errors import InputError
 from polypath.language.elastic import elastic_step
 from polypath.recipes.ernie5 import Config, arms, drawn, points
 from polypath.recipes.text import TextConfig, build
-
-TINY = ["--steps", "8", "--evaluate-every", "4", "--seeds", "2", "--dim", "16", "--layers", "3"]
-TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
-TINY += ["--grid-windows", "4", "--stream-steps", "4"]
+from recipe_runs import TINY, first_column, outcome_of
 
 
 def test_all_arms_are_one_model() -> None:
@@ -58,13 +52,9 @@ def test_bad_sizes_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "ernie5", *TINY]
-    done = subprocess.run(
-        [*asked, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert [row[0] for row in outcome["tables"][1]["rows"]] == list(arms(Config()))
+    options = [*TINY, "--layers", "3", "--grid-windows", "4", "--stream-steps", "4"]
+    outcome = outcome_of(tmp_path / "run", "run ernie5", *options)
+    assert first_column(outcome, 1) == list(arms(Config()))
     grid = dict(zip(outcome["tables"][1]["columns"], outcome["tables"][1]["rows"][0], strict=True))
     assert grid["whole"] > 0 and grid["faster"] > 0
     assert len(outcome["tables"][2]["rows"]) == 3 and len(outcome["tables"][3]["rows"]) == 3

@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +7,7 @@ from polypath.errors import InputError
 from polypath.recipes.graph_of_tokens import Config, arms, frozen_routers, swap
 from polypath.recipes.text import build
 from polypath.routing import routed_layers
-
-TINY = ["--steps", "8", "--evaluate-every", "4", "--seeds", "2", "--dim", "16", "--layers", "2"]
-TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
-TINY += ["--heads", "2"]
+from recipe_runs import TINY, first_column, outcome_of
 
 
 def test_only_likeness_has_parameters_of_its_own() -> None:
@@ -59,12 +53,8 @@ def test_bad_sizes_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "graph-of-tokens", *TINY]
-    done = subprocess.run(
-        [*asked, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert [row[0] for row in outcome["tables"][1]["rows"]] == list(arms(Config()))
+    options = [*TINY, "--heads", "2"]
+    outcome = outcome_of(tmp_path / "run", "run graph-of-tokens", *options)
+    assert first_column(outcome, 1) == list(arms(Config()))
     assert all(isinstance(value, float) for value in outcome["tables"][1]["rows"][0][1:])
     assert len(outcome["claims"]) == 16

@@ -1,7 +1,4 @@
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from polypath.recipes.grokking_pathways import (
     correlation,
     rise_and_fall,
 )
+from recipe_runs import first_column, outcome_of
 
 
 def course(distance: list[float], test: list[float], train: list[float] | None = None) -> dict:
@@ -51,11 +49,8 @@ def test_bad_sizes_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "grokking-pathways", "--seeds", "2"]
-    asked += ["--steps", "60", "--every", "20", "--modulus", "11", "--out", str(tmp_path / "run")]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert [row[0] for row in outcome["tables"][0]["rows"]] == list(arms(Config()))
+    options = ["--seeds", "2", "--steps", "60", "--every", "20", "--modulus", "11"]
+    outcome = outcome_of(tmp_path / "run", "run grokking-pathways", *options)
+    assert first_column(outcome, 0) == list(arms(Config()))
     assert len(outcome["claims"]) == 9
     assert outcome["figures"][0]["series"][0]["x"] == [20, 40, 60]

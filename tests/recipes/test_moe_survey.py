@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from polypath.recipes.moe_survey import (
     gates,
     measured,
 )
+from recipe_runs import first_column, outcome_of
 
 
 def test_a_task_is_its_seed_and_its_draws_differ() -> None:
@@ -81,12 +79,9 @@ def test_bad_sizes_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "moe-survey", "--seeds", "2"]
-    asked += ["--steps", "60", "--out", str(tmp_path / "run")]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert [row[0] for row in outcome["tables"][0]["rows"]] == list(gates())
+    options = ["--seeds", "2", "--steps", "60"]
+    outcome = outcome_of(tmp_path / "run", "run moe-survey", *options)
+    assert first_column(outcome, 0) == list(gates())
     assert len(outcome["claims"]) == len(SPARSE) + 4
     spread = outcome["claims"][len(SPARSE) + 1]
     assert spread["claim"].startswith("Expert choice") and spread["held"] is True

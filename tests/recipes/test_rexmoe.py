@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +7,7 @@ import torch
 from polypath.errors import InputError
 from polypath.recipes.rexmoe import Config, arms
 from polypath.recipes.text import build
-
-TINY = ["--steps", "8", "--evaluate-every", "4", "--seeds", "2", "--dim", "16", "--layers", "4"]
-TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
+from recipe_runs import TINY, first_column, outcome_of
 
 
 def test_reuse_adds_routers_alone() -> None:
@@ -51,12 +46,9 @@ def test_bad_sizes_are_refused(values: dict, said: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "rexmoe", *TINY, "--out", tmp_path / "run"]
-    done = subprocess.run([*map(str, asked)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    outcome = outcome_of(tmp_path / "run", "run rexmoe", *TINY, "--layers", "4")
     names = list(arms(Config()))
-    assert [row[0] for row in outcome["tables"][0]["rows"]] == names
+    assert first_column(outcome, 0) == names
     assert len(outcome["claims"]) == 8
     used = {
         row[0]: dict(zip(outcome["tables"][1]["columns"], row, strict=True))

@@ -1,6 +1,3 @@
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +5,7 @@ import torch
 
 from polypath.recipes.rmoe import Config, arms
 from polypath.recipes.text import build
-
-TINY = ["--steps", "8", "--evaluate-every", "4", "--seeds", "2", "--dim", "16", "--layers", "2"]
-TINY += ["--limit-mb", "0.3", "--validation-windows", "8", "--context", "64", "--tokenizer", "byte"]
+from recipe_runs import TINY, first_column, outcome_of
 
 
 def test_controls_without_recurrence_have_as_many_parameters() -> None:
@@ -27,11 +22,8 @@ def test_controls_without_recurrence_have_as_many_parameters() -> None:
 
 @pytest.mark.slow
 def test_a_run_judges_its_claims(tmp_path: Path) -> None:
-    asked = [sys.executable, "-m", "polypath", "run", "rmoe", *TINY, "--out", tmp_path / "run"]
-    done = subprocess.run([*map(str, asked)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
-    assert [row[0] for row in outcome["tables"][0]["rows"]] == list(arms(Config()))
+    outcome = outcome_of(tmp_path / "run", "run rmoe", *TINY)
+    assert first_column(outcome, 0) == list(arms(Config()))
     assert len(outcome["claims"]) == 8
     means = {row[0]: row[3] for row in outcome["tables"][0]["rows"]}
     assert outcome["claims"][0]["measured"] == pytest.approx(means["rmoe"] - means["smoe"])

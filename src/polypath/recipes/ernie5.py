@@ -29,7 +29,7 @@ from polypath.language import (
 from polypath.recipes import arms as training
 from polypath.recipes import measures, streams, text
 from polypath.recipes.arms import Part, bits_per_token, final, kept_text, trained
-from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
+from polypath.recipes.text import GPU, QUICK, Arm, Parts, TextConfig, bits_per_byte
 from polypath.recipes.trials import trials
 from polypath.report import Claim, Outcome, Table, judge
 from polypath.training.run import Run
@@ -71,18 +71,9 @@ class Config(TextConfig):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": QUICK | {"steps": 20, "grid_windows": 8, "stream_steps": 20},
-    "gpu": {
-        "limit_mb": 8.0,
-        "vocabulary": 4096,
-        "steps": 3000,
-        "batch_size": 64,
-        "dim": 128,
-        "layers": 8,
-        "heads": 4,
+    "gpu": GPU
+    | {
         "hidden": 64,
-        "learning_rate": 3e-3,
-        "warmup": 100,
-        "evaluate_every": 250,
         "stream_steps": 1500,
     },
 }

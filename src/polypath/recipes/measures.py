@@ -135,8 +135,8 @@ MEASURES: dict[str, tuple[Measure, str]] = {
     ),
     "unsteady": (
         unsteady,
-        f"tokens whose heaviest expert changes when routers see noise of {100 * NOISE:g} % of their "
-        "input's length.",
+        "tokens whose heaviest expert changes when routers see noise of "
+        f"{100 * NOISE:g} % of their input's length.",
     ),
     "α*": (
         _coupled,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from polypath.language import RoutedLayers
 from polypath.recipes import text, where
-from polypath.recipes.text import QUICK, Arm, Parts, TextConfig, bits_per_byte
+from polypath.recipes.text import GPU, QUICK, Arm, Parts, TextConfig, bits_per_byte
 from polypath.report import Claim, Outcome, judge
 from polypath.training.run import Run
 
@@ -50,20 +50,16 @@ class Config(TextConfig):
 
 PRESETS = {
     "quick": QUICK,
-    "gpu": {
-        "limit_mb": 8.0,
-        "vocabulary": 4096,
+    "gpu": GPU
+    | {
         "steps": 2000,
-        "batch_size": 64,
         "context": 512,
         "dim": 512,
-        "layers": 8,
         "heads": 8,
         "experts": 32,
         "k": 4,
         "hidden": 384,
         "learning_rate": 1e-3,
-        "warmup": 100,
         "evaluate_every": 200,
     },
 }

@@ -21,7 +21,7 @@ from polypath.language.corpus import read_corpus
 from polypath.language.options import READS
 from polypath.recipes import arms, where
 from polypath.recipes.arms import Part
-from polypath.report import Claim, Outcome
+from polypath.report import Claim, Outcome, judge
 from polypath.report.metrics import curves, entropy_curves
 from polypath.training import distribution
 from polypath.training.loop import Settings
@@ -38,6 +38,20 @@ QUICK: dict[str, Any] = {
     "evaluate_every": 10,
     "validation_windows": 32,
     "layers": 3,
+}
+
+# What the larger setting for a GPU has in common; recipes add the sizes that are theirs.
+GPU: dict[str, Any] = {
+    "limit_mb": 8.0,
+    "vocabulary": 4096,
+    "steps": 3000,
+    "batch_size": 64,
+    "dim": 128,
+    "layers": 8,
+    "heads": 4,
+    "learning_rate": 3e-3,
+    "warmup": 100,
+    "evaluate_every": 250,
 }
 
 
@@ -243,3 +257,19 @@ def bits_per_byte(parts: Parts) -> dict[str, list[float]]:
 def pace(parts: Parts) -> dict[str, list[float]]:
     """Tokens per second in training of every arm, by seed."""
     return {arm: [arms.final(part).tokens_per_second for part in own] for arm, own in parts.items()}
+
+
+def little_slower(
+    parts: Parts, arm: str, plain: str, at_most: float, source: str, said: str = "Training"
+) -> Claim:
+    """Judge that a token takes an arm less than `at_most` longer than a plain one, seed by seed."""
+    own = pace(parts)
+    slower = [b / a - 1 for a, b in zip(own[arm], own[plain], strict=True)]
+    return judge(
+        f"{said} is less than {100 * at_most:g} % slower (time of a token, ratio - 1)",
+        source,
+        plain,
+        slower,
+        [0.0] * len(slower),
+        threshold=at_most,
+    )

@@ -199,9 +199,9 @@ def steadiness_table(
         "How steady they are",
         ["layer", "another first", "another set", "α*", "ε"],
         rows,
-        note=f"Tokens whose heaviest expert, or whose set of experts, changes when routers see "
-        f"noise of {100 * NOISE:g} % of their input's length. α*: 1 or less where every router's row "
-        "excites its own expert most. ε: how far apart the rows lie.",
+        note="Tokens whose heaviest expert, or whose set of experts, changes when routers see "
+        f"noise of {100 * NOISE:g} % of their input's length. α*: 1 or less where every router's "
+        "row excites its own expert most. ε: how far apart the rows lie.",
     )
 
 
