@@ -97,6 +97,7 @@ class Row:
     per_thing: bool = True
     double: bool = True
     idle: frozenset[str] = frozenset()
+    sums: bool = False  # over a sequence, where nothing times NaN is NaN, as in attention
 
 
 def grouped() -> Router:
@@ -133,11 +134,16 @@ ROUTERS = [
     Row("mlp", lambda: TopKRouter(DIM, EXPERTS, 2, "mlp")),
     # The state below is that of no layer: nothing for the cell's map of states but its bias.
     Row("recurrent", recurrent, idle=frozenset({"scorer.cell.weight_hh"})),
-    Row("similarity", lambda: SimilarityRouter(DIM, EXPERTS, 2, losses=[LoadBalance()])),
+    Row(
+        "similarity",
+        lambda: SimilarityRouter(DIM, EXPERTS, 2, losses=[LoadBalance()]),
+        sums=True,
+    ),
     Row(
         "attention",
         lambda: AttentionRouter(DIM, EXPERTS, 2, losses=[LoadBalance()]),
         context=attention,
+        sums=True,
     ),
     Row("dynamic", lambda: DynamicRouter(DIM, EXPERTS, "mass", 0.7, [LoadBalance()])),
     Row("scaled", scaled, context=lambda things: {"step": 15}),
@@ -180,6 +186,7 @@ class System:
     per_thing: bool = True
     double: bool = True
     idle: frozenset[str] = frozenset()
+    sums: bool = False
 
     def seeded(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
@@ -199,6 +206,7 @@ def layer(router: Row, bank: Row) -> System:
         router.per_thing and bank.per_thing,
         router.double and bank.double,
         frozenset({f"router.{n}" for n in router.idle} | {f"experts.{n}" for n in bank.idle}),
+        router.sums or bank.sums,
     )
 
 
@@ -349,6 +357,31 @@ def of_things(context: dict[str, Any], which: Tensor | slice) -> dict[str, Any]:
         return value[which] if isinstance(value, Tensor) else value
 
     return {name: part(value) for name, value in context.items()}
+
+
+@every_system
+def test_a_thing_of_nan_is_seen_and_spoils_nothing_before_it(system: System) -> None:
+    module, x = stirred(system.seeded()).eval(), things()
+    clean = system.run(module, x)
+    x[7] = torch.nan
+    y = system.run(module, x)
+    assert y[7].isnan().any()
+    if system.per_thing and not system.sums:
+        torch.testing.assert_close(y[:7], clean[:7])
+
+
+@every_system
+def test_fewer_candidates_than_k_take_what_there_is(system: System) -> None:
+    module, x = stirred(system.seeded()).train(), things().requires_grad_()
+    allowed = torch.arange(EXPERTS) == 2
+    with record(module) as routes:
+        y = system.run(module, x, candidates=allowed)
+    (routing,) = routes.joined().values()
+    assert set(routing.experts.unique().tolist()) <= {-1, 2}
+    assert int(routing.load()[2]) > 0 and y.isfinite().all()
+    (y.square().sum() + sum(losses(module).values())).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+    assert x.grad.isfinite().all()
 
 
 @every_system
