@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polypath.errors import unknown
 from polypath.experts.activations import ACTIVATIONS, Activation
+from polypath.experts.projections import projections
 from polypath.routing.dispatch import Linear, StreamedNetwork, Weights, dispatch
 from polypath.routing.dispatch.memory import Memory
 from polypath.routing.dispatch.pieces import Piece
@@ -175,8 +176,8 @@ class FeedForwardExperts(nn.Module):
         activation, units = self.network.activation, w_out.shape[2]
         if stage in ("gate", "up"):
             part = activation.gates(units) if stage == "gate" else activation.ups(units)
-            return torch.einsum("rd,efd->ref", rows, w_in[:, part].to(rows.dtype))
-        hidden = torch.einsum("rd,efd->ref", rows, w_in.to(rows.dtype))
+            return projections(rows, w_in, part)
+        hidden = projections(rows, w_in, slice(None))
         if stage == "activated" and activation.width == 2:
             hidden[..., activation.ups(units)] = activation.neutral
         value = activation(hidden)
