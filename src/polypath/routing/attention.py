@@ -145,6 +145,8 @@ def _entropy(query: Tensor, keys: Tensor, probabilities: Tensor) -> Tensor:
     exponentials of softmax are much faster than those of exp where most are 0, as here, and the
     logarithm of 0 is slower than any other.
     """
+    if not probabilities.numel():
+        return probabilities.new_zeros(probabilities.shape[:-1])
     finfo = torch.finfo(probabilities.dtype)
     logits = probabilities.clamp_min(finfo.tiny).log_().add_(query @ keys.mT)
     logits.masked_fill_(probabilities == 0, finfo.min)
