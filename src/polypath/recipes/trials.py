@@ -40,8 +40,10 @@ def trials(
     left = {name: trial for name, trial in known.items() if not trial.path.exists()}
     if left and distribution.is_main():
         folder.mkdir(parents=True, exist_ok=True)
+        # Among ranks, in processes of their own: what sums over ranks would wait for idle ones.
+        count = workers_for(left, workers, "cpu") if distribution.world() == 1 else 2
         with display(len(left), reports) as shown:
-            run_parts(left, _work, shown, workers_for(left, workers, "cpu"))
+            run_parts(left, _work, shown, count)
     distribution.wait()
     return {
         arm: [json.loads((folder / f"{arm}-{seed}.json").read_text()) for seed in range(seeds)]
