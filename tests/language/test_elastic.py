@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hosts import tiny_model
 from polypath.errors import InputError
+from polypath.experts import ExpertList
 from polypath.language import (
     Elastic,
     RoutedLayers,
@@ -20,7 +21,16 @@ from polypath.language import (
     running,
     whole,
 )
-from polypath.routing import RoutingContext, given, losses, record, routed_layers, update_biases
+from polypath.routing import (
+    MoE,
+    RoutingContext,
+    TopKRouter,
+    given,
+    losses,
+    record,
+    routed_layers,
+    update_biases,
+)
 
 
 def routed(kind: str = "Llama", **values: Any) -> Any:
@@ -110,6 +120,22 @@ def test_one_expert_of_a_token_has_all_its_weight(batch: dict[str, Tensor]) -> N
     first = next(iter(routes))
     assert torch.equal(routes.joined()[first].experts, before.joined()[first].experts[:, :1])
     assert all(layer.router.selection.k == 4 for layer in routed_layers(model).values())
+
+
+@torch.no_grad()
+def test_experts_of_different_kinds_are_left_out_too(batch: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+
+    def layer(index: int) -> MoE:
+        wide = torch.nn.Sequential(
+            torch.nn.Linear(16, 40), torch.nn.Tanh(), torch.nn.Linear(40, 16)
+        )
+        return MoE(TopKRouter(16, 3, k=2), ExpertList([torch.nn.Linear(16, 16), wide, wide]))
+
+    model = attach(tiny_model("Llama"), layer).eval()
+    with running(model, SubModel((0, 1, 2), {1: (0, 2)})), record(model) as routes:
+        model(**batch)
+    assert [int(r.load()[1]) > 0 for r in routes.joined().values()] == [True, False, True]
 
 
 def test_what_is_no_part_is_refused() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from polypath.errors import InputError
+from polypath.experts import ExpertList
 from polypath.language.families import Decoder, decoder_of
 from polypath.routing import MoE, TopK, current
 from polypath.routing.context import generator_of
@@ -53,7 +54,8 @@ class SubModel:
 
 def experts_in(layer: MoE) -> int:
     """How many experts a routed layer has."""
-    return len(next(layer.experts.parameters()))
+    bank = layer.experts
+    return len(bank) if isinstance(bank, ExpertList) else len(next(bank.parameters()))
 
 
 def selection_of(layer: MoE) -> TopK:
