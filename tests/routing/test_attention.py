@@ -20,7 +20,7 @@ from polypath.routing import (
     RoutingContext,
     TopKRouter,
 )
-from polypath.routing.attention import head_entropy, log_posterior, log_posterior_of
+from polypath.routing.attention import head_entropy, log_posterior, log_posterior_of, sides_of
 
 BATCH, HEADS, LENGTH, WIDTH, DIM, EXPERTS = 2, 4, 5, 3, 6, 5
 THINGS = BATCH * LENGTH
@@ -71,7 +71,7 @@ def test_the_worked_posterior(sigma: float, expected: list[float]) -> None:
     output = torch.tensor([[[0.7, 0.3]]], dtype=torch.float64)
     attention = Attention(probabilities, values, torch.eye(2).double(), output)
     width = torch.full((1, 1, 1), float(sigma**2)).double()
-    found = log_posterior(attention, width).softmax(-1).flatten()
+    found = log_posterior(attention, sides_of(attention, width)).softmax(-1).flatten()
     torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0, atol=6e-5)
 
 
@@ -87,12 +87,13 @@ def test_posteriors_follow_the_equation(seed: int, groups: int, sigma: float) ->
     width = torch.full((BATCH, LENGTH, 1), sigma**2).double()
     expected = posterior(attention, width)
     expected = expected / expected.sum(-1, keepdim=True)
-    torch.testing.assert_close(log_posterior(attention, width).softmax(-1), expected)
+    sides = sides_of(attention, width)
+    torch.testing.assert_close(log_posterior(attention, sides).softmax(-1), expected)
     entropy = torch.special.entr(expected).sum(-1).transpose(1, 2)
-    torch.testing.assert_close(head_entropy(attention, width), entropy)
+    torch.testing.assert_close(head_entropy(attention, sides), entropy)
     heads = torch.randint(HEADS, (BATCH, LENGTH))
     chosen = expected.transpose(1, 2).take_along_dim(heads[..., None, None], 2).squeeze(2)
-    torch.testing.assert_close(log_posterior_of(attention, width, heads).softmax(-1), chosen)
+    torch.testing.assert_close(log_posterior_of(attention, sides, heads).softmax(-1), chosen)
 
 
 @drawn(seed=st.integers(0, 99), heads=st.sampled_from(["surest", "all"]), relative=st.booleans())

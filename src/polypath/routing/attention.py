@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polypath.errors import InputError, unknown
 from polypath.routing.auxiliary import AuxiliaryLoss
@@ -22,6 +23,7 @@ from polypath.routing.selection import TopK
 from polypath.routing.votes import Voting, counted, with_past
 
 Heads = Literal["surest", "all"]
+Sides = tuple[Tensor, Tensor]
 
 
 class AttentionScorer(Voting):
@@ -62,16 +64,17 @@ class AttentionScorer(Voting):
     def votes(self, u: Tensor, own: Tensor, context: RoutingContext) -> Tensor:
         attention = self._attention(own, context)
         width = self._width(attention)
+        sides = None if width is None else sides_of(attention, width)
         if self.heads == "all":
-            logits = log_posterior(attention, width).transpose(1, 2)
+            logits = log_posterior(attention, sides).transpose(1, 2)
             weights = logits.flatten(2).softmax(-1).view(logits.shape).sum(2)
             return weights @ with_past(own, context)[:, -weights.shape[-1] :]
-        entropy = head_entropy(attention, width)
+        entropy = head_entropy(attention, sides)
         told = with_past(torch.cat([own, entropy, counted(own, context)], -1), context)
         votes, entropy, valid = told.split([own.shape[-1], entropy.shape[-1], 1], -1)
         mean = (entropy * valid).cumsum(1) / valid.cumsum(1).clamp_min(1)
         surest = mean[:, -own.shape[1] :].argmin(-1)
-        weights = log_posterior_of(attention, width, surest).softmax(-1)
+        weights = log_posterior_of(attention, sides, surest).softmax(-1)
         return weights @ votes[:, -weights.shape[-1] :]  # a sliding window has forgotten the others
 
     def _attention(self, own: Tensor, context: RoutingContext) -> Attention:
@@ -97,19 +100,19 @@ class AttentionScorer(Voting):
         return f"sigma={self.sigma}, heads={self.heads!r}, relative={self.relative}"
 
 
-def log_posterior(attention: Attention, width: Tensor | None) -> Tensor:
+def log_posterior(attention: Attention, sides: Sides | None) -> Tensor:
     """(B, H, N, M): log A_h[i, j] − ‖ū_i − v'_hj‖² / (2 width_i), but for a constant of each i.
 
-    width: (B, N, 1), or None for infinite.
+    sides: of a width, see `sides_of`; None for an infinite one.
     """
     logits = _log(attention.probabilities)
-    if width is None:
+    if sides is None:
         return logits
-    query, keys = _sides(attention, width)
+    query, keys = sides
     return logits + query.transpose(1, 2) @ keys.transpose(1, 2).mT
 
 
-def log_posterior_of(attention: Attention, width: Tensor | None, heads: Tensor) -> Tensor:
+def log_posterior_of(attention: Attention, sides: Sides | None, heads: Tensor) -> Tensor:
     """(B, N, M): `log_posterior` of each thing under its head, (B, N) int64.
 
     One product over all heads, of queries that are zero but for their head: M columns a thing
@@ -119,19 +122,19 @@ def log_posterior_of(attention: Attention, width: Tensor | None, heads: Tensor) 
     rows = torch.arange(batch, device=heads.device)[:, None]
     places = torch.arange(length, device=heads.device)
     logits = _log(attention.probabilities[rows, heads, places])
-    if width is None:
+    if sides is None:
         return logits
-    query, keys = _sides(attention, width)
-    only = nn.functional.one_hot(heads, query.shape[2]).to(query.dtype)
+    query, keys = sides
+    only = F.one_hot(heads, query.shape[2]).to(query.dtype)
     return logits + (query * only[..., None]).flatten(2) @ keys.flatten(2).mT
 
 
 @torch.no_grad()
-def head_entropy(attention: Attention, width: Tensor | None) -> Tensor:
+def head_entropy(attention: Attention, sides: Sides | None) -> Tensor:
     """(B, N, H), nats: of each head's posterior over who was attended to."""
-    if width is None:
+    if sides is None:
         return torch.special.entr(attention.probabilities).sum(-1).transpose(1, 2)
-    query, keys = (side.transpose(1, 2) for side in _sides(attention, width))
+    query, keys = (side.transpose(1, 2) for side in sides)
     # On a CPU one sequence after another, which stays in its cache.
     parts = len(query) if query.is_cpu else 1
     told = (query.chunk(parts), keys.chunk(parts), attention.probabilities.chunk(parts))
@@ -143,13 +146,14 @@ def _entropy(query: Tensor, keys: Tensor, probabilities: Tensor) -> Tensor:
 
     log Z less the mean logit, where log Z is the highest logit less the log of its probability. The
     exponentials of softmax are much faster than those of exp where most are 0, as here, and the
-    logarithm of 0 is slower than any other.
+    logarithm of 0 is slower than any other. Probabilities of 0 stay out.
     """
     if not probabilities.numel():
         return probabilities.new_zeros(probabilities.shape[:-1])
     finfo = torch.finfo(probabilities.dtype)
-    logits = probabilities.clamp_min(finfo.tiny).log_().add_(query @ keys.mT)
-    logits.masked_fill_(probabilities == 0, finfo.min)
+    logits = probabilities.clamp_min(finfo.tiny).log_()
+    F.threshold(logits, math.log(finfo.tiny) + 1e-3, finfo.min, inplace=True)
+    logits.add_(query @ keys.mT).clamp_min_(finfo.min)
     posterior = logits.softmax(-1)
     total = logits.amax(-1) - posterior.amax(-1).log()
     return total - posterior.mul_(logits).sum(-1)
@@ -161,11 +165,11 @@ def _log(probabilities: Tensor) -> Tensor:
     return probabilities.clamp_min(smallest).log().masked_fill_(probabilities == 0, -torch.inf)
 
 
-def _sides(attention: Attention, width: Tensor) -> tuple[Tensor, Tensor]:
+def sides_of(attention: Attention, width: Tensor) -> Sides:
     """(B, N, H, W + 1) and (B, M, H, W + 1), whose products are (ū · v' − ‖v'‖² / 2) / width.
 
-    v'_h = H · W_h v_h is never made: ū is brought to each head's space instead, and the length of
-    v' is read from W_hᵀ W_h.
+    width: (B, N, 1). v'_h = H · W_h v_h is never made: ū is brought to each head's space instead,
+    and the length of v' is read from W_hᵀ W_h.
     """
     heads = attention.probabilities.shape[1]
     values = attention.values.repeat_interleave(heads // attention.values.shape[1], 1)
