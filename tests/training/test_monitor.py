@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from polypath.diagnosis import pathway_distance, window_pathways
-from polypath.routing import Routing
-from polypath.training.monitor import Monitor
+from polypath.experts import FeedForwardExperts
+from polypath.routing import MoE, Routing, TopKRouter
+from polypath.training.monitor import Monitor, kept_mass
 
 
 def routing(experts: list[int], gates: bool = True) -> Routing:
@@ -43,3 +44,16 @@ def test_pathways_need_gates_in_every_layer() -> None:
     layers = {"a": routing([0, 0, 1, 2]), "b": routing([0, 0, 1, 2], gates=False)}
     facts = Monitor().facts(layers, 2)
     assert set(facts["entropy"]) == {"a"} and "pathways" not in facts
+
+
+def test_kept_mass_is_the_sum_of_weights_of_layers_that_ran() -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList(
+        MoE(TopKRouter(4, 6, k, gate="softmax"), FeedForwardExperts(6, 4, 3)) for k in (1, 6, 2)
+    )
+    assert kept_mass(layers) == {}
+    for layer in layers[:2]:
+        layer(torch.randn(9, 4))
+    mass = kept_mass(layers)["mass"]
+    assert set(mass) == {"0", "1"} and mass["1"] == pytest.approx(1.0)
+    assert mass["0"] == pytest.approx(float(layers[0].last.weights.detach().sum() / 9))

@@ -16,6 +16,7 @@ from polypath.recipes import measures, text, where
 from polypath.recipes.arms import Part, curve, trained
 from polypath.recipes.text import GPU, QUICK, Arm, Parts, TextConfig, bits_per_byte
 from polypath.report import Claim, Outcome, judge
+from polypath.report.metrics import curves
 from polypath.routing import MoE, Routing, routed_layers
 from polypath.training.run import Run
 
@@ -101,7 +102,19 @@ def run(config: Config, run: Run) -> Outcome:
         "place in the pool is another layer's. Gate mass: the sum of a token's weights. Entropy of "
         "the gate in nats.",
     )
-    return text.conclude(config, run, parts, claims(parts, seen, config), tables=[table])
+    mass = curves(
+        run.metrics(),
+        list(parts),
+        "mass",
+        "Kept gate",
+        "share",
+        split="train",
+        note="The sum of a token's weights in training, mean over layers: it shrinks as candidates "
+        "become more, for what is not chosen is not made up for.",
+    )
+    return text.conclude(
+        config, run, parts, claims(parts, seen, config), tables=[table], figures=[mass]
+    )
 
 
 Measured = dict[str, float]

@@ -12,14 +12,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 
 from polypath.diagnosis import balance, expert_similarity, gate_information, mean_entropy
 from polypath.errors import InputError
 from polypath.recipes import measures, text, where
-from polypath.recipes.arms import Part, trained
+from polypath.recipes.arms import Part, kept_text, trained
 from polypath.recipes.text import GPU, QUICK, Arm, Parts, TextConfig, bits_per_byte
 from polypath.report import Claim, Outcome, judge
-from polypath.routing import routed_layers
+from polypath.routing import given, losses, routed_layers
 from polypath.training.run import Run
 
 DOMAIN = "language"
@@ -89,7 +90,9 @@ def run(config: Config, run: Run) -> Outcome:
         "pairs of layers, in nats; by chance: with another token's gates; corrected: the "
         "difference. Entropy of the gate in nats. Inner balance: the highest over the second "
         "highest gate; outer balance: what the chosen have of the whole gate; medians over tokens. "
-        "Likeness: mean cosine of all pairs of experts, 1/E when they are orthogonal.",
+        "Likeness: mean cosine of all pairs of experts, 1/E when they are orthogonal. Pull of text "
+        "and of balance: lengths of the routers' gradients from either loss alone, on training "
+        "text.",
     )
     return text.conclude(config, run, parts, claims(parts, seen), tables=[table])
 
@@ -114,7 +117,31 @@ def measured(part: Part) -> Measured:
         "likeness": fmean(
             expert_similarity(layer.experts) for layer in routed_layers(model).values()
         ),
+        **pulls(part, model),
     }
+
+
+def pulls(part: Part, model: nn.Module, batches: int = 4) -> Measured:
+    """How strongly the text's loss and the balance loss pull at the routers, means over batches."""
+    windows = kept_text(part.run.folder / "data").windows()
+    layers = routed_layers(model).values()
+    routers = list({id(p): p for layer in layers for p in layer.router.parameters()}.values())
+    found: dict[str, list[float]] = {"pull of text": [], "pull of balance": []}
+    model.train()
+    for step in range(batches):
+        ids = windows.batch(step, part.seed, part.batch_size).to(part.settings.device)
+        with given(step=step):
+            task = model(input_ids=ids, labels=ids, use_cache=False).loss
+        auxiliary = sum(losses(model).values(), start=torch.zeros(()))
+        for name, loss in zip(found, (task, auxiliary), strict=True):
+            if not loss.requires_grad:  # no balance loss
+                found[name].append(0.0)
+                continue
+            grads = torch.autograd.grad(loss, routers, retain_graph=True, allow_unused=True)
+            lengths = [grad.norm() for grad in grads if grad is not None]
+            found[name].append(float(torch.stack(lengths).norm()))
+    model.eval()
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def claims(parts: Parts, seen: Mapping[str, list[Measured]]) -> list[Claim]:

@@ -20,7 +20,7 @@ from polypath.routing import given, losses, record, routed_layers, update_biases
 from polypath.training import distribution
 from polypath.training.checkpoint import load_state, save_state
 from polypath.training.interrupt import Interrupted
-from polypath.training.monitor import Monitor
+from polypath.training.monitor import Monitor, kept_mass
 from polypath.training.optimisers import adamw, cosine_schedule
 from polypath.training.parts import Reporter
 from polypath.training.run import Run
@@ -91,7 +91,7 @@ class Training:
         while self.step < self.settings.steps:
             loss = self.advance()
             if self.step % self.settings.log_every == 0 or self.finished:
-                self.log("train", loss=loss)
+                self.log("train", loss=loss, **kept_mass(self.model))
             if self.step % self.settings.evaluate_every == 0 or self.finished:
                 self.log("valid", **self.evaluate())
                 self.save()

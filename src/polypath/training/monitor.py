@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from polypath.diagnosis import heaviest, pathway_distance, window_pathways
-from polypath.routing import Routing
+from polypath.diagnosis import gate_mass, heaviest, pathway_distance, window_pathways
+from polypath.routing import Routing, routed_layers
 
 _PREFIX = "heaviest."
 
@@ -59,3 +60,10 @@ class Monitor:
             for name, experts in tensors.items()
             if name.startswith(_PREFIX)
         }
+
+
+@torch.no_grad()
+def kept_mass(model: nn.Module) -> dict[str, Any]:
+    """mass: by layer that ran, the mean sum of a thing's weights in the last forward; or {}."""
+    ran = {n: layer.last for n, layer in routed_layers(model).items() if layer.last is not None}
+    return {"mass": {name: gate_mass(routing) for name, routing in ran.items()}} if ran else {}
