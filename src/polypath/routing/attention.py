@@ -113,11 +113,7 @@ def log_posterior(attention: Attention, sides: Sides | None) -> Tensor:
 
 
 def log_posterior_of(attention: Attention, sides: Sides | None, heads: Tensor) -> Tensor:
-    """(B, N, M): `log_posterior` of each thing under its head, (B, N) int64.
-
-    One product over all heads, of queries that are zero but for their head: M columns a thing
-    instead of H · M.
-    """
+    """(B, N, M): `log_posterior` of each thing under its head, (B, N) int64."""
     batch, length = heads.shape
     rows = torch.arange(batch, device=heads.device)[:, None]
     places = torch.arange(length, device=heads.device)
@@ -125,8 +121,23 @@ def log_posterior_of(attention: Attention, sides: Sides | None, heads: Tensor) -
     if sides is None:
         return logits
     query, keys = sides
+    own = query[rows, places, heads]
+    if own.is_cpu:
+        told = zip(own, keys, heads, strict=True)
+        return logits + torch.stack([_by_head(*sequence) for sequence in told])
+    # One product over all heads, of queries that are zero but for their head.
     only = F.one_hot(heads, query.shape[2]).to(query.dtype)
     return logits + (query * only[..., None]).flatten(2) @ keys.flatten(2).mT
+
+
+def _by_head(query: Tensor, keys: Tensor, heads: Tensor) -> Tensor:
+    """(N, M): queries (N, W) of things times the keys (M, H, W) of their heads, (N,) int64."""
+    order = heads.argsort(stable=True)
+    counts = torch.bincount(heads, minlength=keys.shape[1]).tolist()
+    products = [
+        of_head @ keys[:, head].T for head, of_head in enumerate(query[order].split(counts))
+    ]
+    return torch.cat(products)[order.argsort()]
 
 
 @torch.no_grad()
