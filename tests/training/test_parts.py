@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import threading
@@ -77,6 +78,20 @@ def test_a_signal_lets_every_part_stop(tmp_path, workers, number):
     with pytest.raises(Interrupted):
         run(parts, wait_for_stop, workers)
     assert all(path.read_text() == "stopped" for path in list(parts.values())[:workers])
+
+
+def test_a_ctrl_c_while_processes_start_lets_every_part_stop(tmp_path):
+    """It reaches all of the group, those too that have not got as far as to be deaf to it."""
+
+    def interrupt():
+        while len(started := multiprocessing.active_children()) < 2:
+            time.sleep(0.001)
+        for process in (*started, multiprocessing.current_process()):
+            os.kill(process.pid, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted):
+        run({str(i): tmp_path / str(i) for i in range(2)}, wait_for_stop, 2)
 
 
 def test_workers_follow_what_is_asked():

@@ -17,7 +17,7 @@ import torch
 
 from polypath.errors import InputError
 from polypath.training.display import Display
-from polypath.training.interrupt import Interrupted, deferred
+from polypath.training.interrupt import Interrupted, deferred, held_back
 
 Part = TypeVar("Part")
 
@@ -78,8 +78,9 @@ def _side_by_side(
         tasks.put(task)
     arguments = (work, tasks, news, stop, os.getpid())
     servers = [spawn.Process(target=_serve, args=arguments, daemon=True) for _ in range(workers)]
-    for server in servers:
-        server.start()
+    with held_back():  # a Ctrl-C reaches the whole group, and would end those not yet deaf to it
+        for server in servers:
+            server.start()
     try:
         done = 0
         while done < len(parts):
