@@ -53,7 +53,8 @@ def _arms_on_text(recipe: str, module: ModuleType, config: Config) -> dict[str, 
     """A recipe's arms under the sizes of `config`; its other options keep their defaults."""
     own = getattr(module, "Config", None)
     if module.__name__ == __name__ or not (isinstance(own, type) and issubclass(own, TextConfig)):
-        others = [e.name for e in catalogue().values() if e.domain == DOMAIN and e.name != recipe]
+        known = (e for e in catalogue().values() if e.domain == DOMAIN)
+        others = [e.name for e in known if e.module != __name__ and e.name != recipe]
         raise InputError(f"{recipe} has no arms on text to compare; {', '.join(others)} may have")
     return module.arms(own(**{f.name: getattr(config, f.name) for f in fields(TextConfig)}))
 
