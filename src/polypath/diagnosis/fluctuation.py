@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from polypath.errors import InputError
 from polypath.routing import Routing, routed_layers
 
+NOISE = 0.15
+"""The size of noise under which steadiness is told: a share of the length of what routers see."""
+
 
 class Fluctuation(NamedTuple):
     """Shares of things, 0 to 1. first: whose heaviest expert changed. any: whose set did."""
@@ -61,7 +64,7 @@ def _chosen(routing: Routing) -> Tensor:
 
 
 @contextmanager
-def noise_on_routers(model: nn.Module, size: float = 0.15, seed: int = 0) -> Iterator[None]:
+def noise_on_routers(model: nn.Module, size: float = NOISE, seed: int = 0) -> Iterator[None]:
     """Inside the block routers see x + noise, while experts see x.
 
     size: the noise's length over that of x, thing by thing, in the mean.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from polypath.diagnosis import imbalance, mean_entropy
+from polypath.diagnosis.fluctuation import NOISE
 from polypath.errors import InputError
 from polypath.recipes import measures, text
 from polypath.recipes.arms import Part, bits_per_token, curve, kept_text
@@ -111,7 +112,7 @@ def run(config: Config, run: Run) -> Outcome:
         seen,
         "Means over layers and seeds. Fluctuation: tokens whose heaviest expert changed between "
         "the last two validations. Unsteady: under noise on what routers see, "
-        f"{100 * measures.NOISE:g} % of its length. Entropy of the decision in nats. Imbalance: "
+        f"{100 * NOISE:g} % of its length. Entropy of the decision in nats. Imbalance: "
         "what the busiest expert has above the mean load; who sends all to one does not fluctuate. "
         "Swapped: "
         f"bits per token that are lost when {100 * SWAPPED:g} % of the tokens read are swapped.",

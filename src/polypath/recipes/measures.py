@@ -19,14 +19,13 @@ from polypath.diagnosis import (
     mean_entropy,
     noise_on_routers,
 )
+from polypath.diagnosis.fluctuation import NOISE
 from polypath.errors import InputError
 from polypath.recipes import where
 from polypath.recipes.arms import Part, trained
 from polypath.report import Figure, Table, estimate
 from polypath.report.metrics import curves as metric_curves
 from polypath.routing import Routing
-
-NOISE = 0.15
 
 Routes = Mapping[str, Routing]
 
@@ -43,7 +42,7 @@ class Seen:
     def of(cls, part: Part) -> Seen:
         model = trained(part)
         routes = where.validation_routes(part, model)
-        with noise_on_routers(model, NOISE, part.seed):
+        with noise_on_routers(model, seed=part.seed):
             return cls(model, routes, where.validation_routes(part, model))
 
 

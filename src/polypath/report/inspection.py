@@ -25,6 +25,7 @@ from polypath.diagnosis import (
     spelled,
     window_pathways,
 )
+from polypath.diagnosis.fluctuation import NOISE
 from polypath.errors import InputError
 from polypath.language import from_pretrained, kinds_of, read_corpus
 from polypath.report.metrics import layer_labels
@@ -32,8 +33,6 @@ from polypath.report.outcome import Cell, Outcome, Table
 from polypath.report.routes import Text, explorer, flow, kind_maps, kind_table, load_map
 from polypath.routing import Routing, record, routed_layers
 from polypath.training.run import commit, machine
-
-NOISE = 0.15
 
 
 class Tokens(NamedTuple):
@@ -66,7 +65,7 @@ def inspect(
         raise InputError(f"the text has {len(read.ids)} tokens, fewer than context={context}")
     read = Tokens(read.ids[:count], read.texts[:count], read.kinds[:count])
     layers, bits = _routes(model, read.ids.view(-1, context))
-    with noise_on_routers(model, NOISE):
+    with noise_on_routers(model):
         noisy, _ = _routes(model, read.ids.view(-1, context))
     words = Text(f"{count} tokens", read.texts, read.kinds)
     return Outcome(
