@@ -19,11 +19,11 @@ from polypath.errors import InputError
 from polypath.language import RoutedLayers
 from polypath.recipes import arithmetic
 from polypath.recipes.random_routers import dimensions
-from polypath.recipes.trials import Facts, trials
+from polypath.recipes.trials import Facts, conclude, trials
 from polypath.report import Claim, Outcome, Table, estimate, judge
 from polypath.report.figures import Curves
 from polypath.report.statistics import series
-from polypath.training.run import Run, commit, machine
+from polypath.training.run import Run
 
 DOMAIN = "arithmetic"
 PAPER = "Grokking in LLM Pretraining (2025)"
@@ -90,21 +90,13 @@ def run(config: Config, run: Run) -> Outcome:
     looks = -(-config.steps // config.every)
     facts = trials(work, config.seeds, looks, folder, config.workers)
     tables = [_table(facts), _correlations(facts["all experts"])]
-    return Outcome(
-        recipe=run.recipe,
-        commit=commit(),
-        machine=machine(),
-        seeds=list(range(config.seeds)),
-        seconds=sum(one["seconds"] for own in facts.values() for one in own),
-        tables=tables,
-        claims=claims(facts, config.seeds),
-        figures=[
-            _curves(facts, "test accuracy", "Test pairs that are right", "share"),
-            _curves(facts, "distance", "Pathway distance of training pairs", "edits"),
-            _curves(facts, "cosine", "Cosine of neighbouring layers' routing", "cosine"),
-            _curves(facts, "training loss", "Training loss", "nats"),
-        ],
-    )
+    figures = [
+        _curves(facts, "test accuracy", "Test pairs that are right", "share"),
+        _curves(facts, "distance", "Pathway distance of training pairs", "edits"),
+        _curves(facts, "cosine", "Cosine of neighbouring layers' routing", "cosine"),
+        _curves(facts, "training loss", "Training loss", "nats"),
+    ]
+    return conclude(run, facts, tables, claims(facts, config.seeds), figures)
 
 
 def after_memorising(facts: Facts) -> list[Facts]:

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from polypath.diagnosis import shares, specialisation
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, build_stack
-from polypath.recipes.trials import Facts, trials
+from polypath.recipes.trials import Facts, conclude, trials
 from polypath.report import Claim, Outcome, Table, estimate, judge
 from polypath.routing import MoE, given, update_biases
 from polypath.training.interrupt import Interrupted
 from polypath.training.parts import Reporter
-from polypath.training.run import Run, commit, machine
+from polypath.training.run import Run
 
 DOMAIN = "clusters"
 CLUSTERS, DIM, OUT, HIDDEN, BATCH, TESTED, STRIDE = 8, 16, 4, 8, 256, 4096, 50
@@ -191,15 +191,7 @@ def run(config: Config, run: Run) -> Outcome:
     work = {name: partial(fit, chosen, config.steps) for name, chosen in gates().items()}
     reports = -(-config.steps // STRIDE)
     facts = trials(work, config.seeds, reports, run.folder / "gates", config.workers)
-    return Outcome(
-        recipe=run.recipe,
-        commit=commit(),
-        machine=machine(),
-        seeds=list(range(config.seeds)),
-        seconds=sum(one["seconds"] for own in facts.values() for one in own),
-        tables=[_table(facts)],
-        claims=claims(facts),
-    )
+    return conclude(run, facts, [_table(facts)], claims(facts))
 
 
 def _table(facts: Mapping[str, list[Facts]]) -> Table:

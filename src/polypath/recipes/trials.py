@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from polypath.files import replace_text
+from polypath.report import Claim, Figure, Outcome, Table
 from polypath.training import distribution
 from polypath.training.display import display
 from polypath.training.parts import Reporter, run_parts, workers_for
+from polypath.training.run import Run, commit, machine
 
 Facts = dict[str, Any]
 Work = Callable[[int, Reporter], tuple[Facts, str]]
@@ -49,6 +51,26 @@ def trials(
         arm: [json.loads((folder / f"{arm}-{seed}.json").read_text()) for seed in range(seeds)]
         for arm in arms
     }
+
+
+def conclude(
+    run: Run,
+    facts: Mapping[str, list[Facts]],
+    tables: list[Table],
+    claims: list[Claim],
+    figures: Sequence[Figure] = (),
+) -> Outcome:
+    """What came out of a recipe that is trials alone; each tells the "seconds" that it took."""
+    return Outcome(
+        recipe=run.recipe,
+        commit=commit(),
+        machine=machine(),
+        seeds=list(range(len(next(iter(facts.values()))))),
+        seconds=sum(one["seconds"] for own in facts.values() for one in own),
+        tables=tables,
+        claims=claims,
+        figures=figures,
+    )
 
 
 def _work(trial: _Trial, reporter: Reporter) -> str:
