@@ -36,11 +36,13 @@ def encode(value: Any) -> Any:
 def decode(hint: Any, value: Any, where: str) -> Any:
     """The object of type `hint` that `encode` wrote; sequences come back as lists.
 
-    hint: a dataclass, Sequence, Mapping, Literal, union or plain type. Of several dataclasses, the
-        one is taken whose field `kind` says so.
+    hint: a dataclass, Sequence, Mapping, Literal, union or plain type, or Any for JSON as it is. Of
+        several dataclasses, the one is taken whose field `kind` says so.
     where: the place, for the message of the InputError that wrong input raises.
     """
     origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
     if origin is Literal:
         if value in parts:
             return value

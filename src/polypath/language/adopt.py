@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from polypath.errors import InputError
 from polypath.experts.activations import Activation, ClampedSwiGLU
 from polypath.experts.feedforward import FeedForwardExperts, Kind
+from polypath.experts.mixed import ExpertList
 from polypath.routing import (
     AuxiliaryLoss,
+    FirstCome,
     LinearScorer,
     LoadBalance,
     MoE,
     Router,
+    RouterZ,
     SelectionBias,
     SigmoidGate,
     SoftmaxGate,
@@ -38,14 +41,23 @@ class Reading:
 
     choice: from the configuration and the number of experts to the selection and the gate.
     parts: from the block's own names to those of the MoE.
+    listed: what experts are called that are modules of their own, before their number.
     """
 
-    choice: Callable[[Any, int], tuple[TopK, Gate]]
+    choice: Callable[[Any, int], tuple[nn.Module, Gate]]
     parts: Mapping[str, str]
+    listed: str = ""
 
     @property
     def scorer_bias(self) -> bool:
         return "router.scorer.bias" in self.parts.values()
+
+    def moves(self, block: Any) -> Mapping[str, str]:
+        """The parts of a block, each of its listed experts among them."""
+        if not self.listed:
+            return self.parts
+        every = {f"{self.listed}{i}": f"experts.{i}" for i in range(len(block.experts))}
+        return {**self.parts, **every}
 
 
 def _normalised(config: Any, num_experts: int) -> tuple[TopK, Gate]:
@@ -61,6 +73,10 @@ def _sigmoid(config: Any, num_experts: int) -> tuple[TopK, Gate]:
     bias = SelectionBias(num_experts)
     selection = TopK(config.num_experts_per_tok, bias, config.n_group, config.topk_group)
     return selection, SigmoidGate(config.norm_topk_prob, config.routed_scaling_factor)
+
+
+def _switch(config: Any, num_experts: int) -> tuple[FirstCome, Gate]:
+    return FirstCome(config.expert_capacity), SoftmaxGate("all")
 
 
 BANK = {name: name for name in ("experts.gate_up_proj", "experts.down_proj")}
@@ -85,6 +101,9 @@ READINGS: dict[str, Reading] = {
         BANK
         | OFFSETS
         | {"router.weight": "router.scorer.weight", "router.bias": "router.scorer.bias"},
+    ),
+    "switch_transformers": Reading(
+        _switch, {"router.classifier.weight": "router.scorer.weight"}, "experts.expert_"
     ),
 }
 
@@ -133,17 +152,23 @@ def adopt(block: Any, config: Any) -> tuple[MoE, Native]:
     """
     reading = READINGS[config.model_type]
     with torch.device("meta"):  # only shapes: parameters are moved in
-        experts = _bank(block.experts, config)
-        num_experts = len(block.experts.down_proj)
+        experts: nn.Module
+        if reading.listed:
+            num_experts = len(block.experts)
+            experts = ExpertList(nn.Identity() for _ in range(num_experts))
+        else:
+            num_experts = len(block.experts.down_proj)
+            experts = _bank(block.experts, config)
         scorer = LinearScorer(config.hidden_size, num_experts, reading.scorer_bias)
     selection, gate = reading.choice(config, num_experts)
     layer = MoE(Router(scorer, selection, gate, _losses(config)), experts)
+    parts = reading.moves(block)
     jitter = getattr(config, "router_jitter_noise", 0.0)
     if jitter > 0:
         layer.register_forward_pre_hook(Jitter(jitter))
-    for native, own in reading.parts.items():
+    for native, own in parts.items():
         _move(block, native, layer, own)
-    return layer.train(block.training), Native(block, reading.parts, looks(layer))
+    return layer.train(block.training), Native(block, parts, looks(layer))
 
 
 def release(layer: MoE, native: Native) -> nn.Module:
@@ -192,9 +217,13 @@ def _activation(experts: Any, config: Any) -> Kind | Activation:
 
 
 def _losses(config: Any) -> list[AuxiliaryLoss]:
-    """The load balance loss that the configuration weighs; transformers does not divide it by k."""
-    weight = getattr(config, "router_aux_loss_coef", 0.0) * config.num_experts_per_tok
-    return [LoadBalance(weight)] if weight else []
+    """The losses that the configuration weighs; transformers does not divide balance by k."""
+    k = getattr(config, "num_experts_per_tok", 1)
+    weights = {
+        LoadBalance: getattr(config, "router_aux_loss_coef", 0.0) * k,
+        RouterZ: getattr(config, "router_z_loss_coef", 0.0),
+    }
+    return [loss(weight) for loss, weight in weights.items() if weight]
 
 
 def _move(source: nn.Module, name: str, target: nn.Module, own: str) -> None:

@@ -2,8 +2,8 @@
 
 A model whose routed layers are all adopted, or that has none, is a plain transformers checkpoint.
 Any other is one whose weights have the names of this library's layers, and a `polypath.json` that
-says what they are: {"version": 2, "layers": {"0": RoutedLayers | "adopted" | "function"}, "stacks":
-lists of the indices of layers that were attached together}.
+says what they are: {"version": 2, "layers": {"0": RoutedLayers | {"merged": Merged} | "adopted" |
+"function"}, "stacks": lists of the indices of layers that were attached together}.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from polypath.language.adopt import looks
 from polypath.language.config import RoutedLayers
 from polypath.language.families import decoder_of
 from polypath.language.folders import replaced
-from polypath.language.hosting import Make, adopt_layers, native_layers, place
+from polypath.language.hosting import Make, adopt_layers, native_layers, place, rebuild
 from polypath.language.manifest import (
     DESCRIPTION,
     Layer,
@@ -39,6 +39,7 @@ from polypath.language.manifest import (
     stacks_of,
     write_description,
 )
+from polypath.language.merged import Merged
 from polypath.language.shards import Shapes, check_experts, read_shapes, read_state
 from polypath.routing import MoE, routed_layers
 
@@ -212,6 +213,8 @@ def _blank(
                 )
             if layer == "function" and routed is not None:
                 place(decoder, routed, [index])
+            elif isinstance(layer, Merged):
+                rebuild(decoder, index, layer)
             elif layer == "adopted" and index in native_layers(decoder):
                 adopt_layers(decoder, [index])
             elif isinstance(layer, str):

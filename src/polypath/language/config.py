@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from polypath.errors import InputError, unknown
@@ -42,12 +42,16 @@ class RoutedLayers:
     router: who chooses, a name in `polypath.language.options.READS`; see `polypath.routing`.
     num_experts: experts in each layer.
     k: experts per token; their mean number for "expert-choice"; "soft" uses all.
-    hidden: width of each expert; the width of the host's own feed-forward layer when None.
+    hidden: width of each expert, or one for every layer; the width of the host's own feed-forward
+        layer when None.
     kind: the experts' network, see `FeedForwardExperts`.
-    shared_hidden: width of one more expert that serves every token; 0 for none.
-    scorer: "linear", "cosine", "mlp" or "noisy".
-    gate: "softmax-chosen", "softmax" or "sigmoid", see `TopKRouter`; a sigmoid is for
+    bias: the experts' linear maps have biases.
+    shared_hidden: width of one more expert that serves every token, or one for every layer; 0 for
+        none.
+    scorer: "linear", "affine", "cosine", "mlp" or "noisy".
+    gate: "softmax-chosen", "softmax", "sigmoid" or "hard", see `TopKRouter`; the last two are for
         "top-k" and "reuse" only.
+    scale: multiplies the gate's weights.
     capacity: an expert drops what exceeds capacity · T · k / E tokens; None for no limit; "top-k".
     bias_rate: rate of a selection bias that balances without a loss; None for none; for "top-k".
     losses: weights of auxiliary losses by name: load_balance, sequence_balance (within each
@@ -63,11 +67,13 @@ class RoutedLayers:
     router: str = "top-k"
     num_experts: int = 8
     k: int = 2
-    hidden: int | None = None
+    hidden: int | Sequence[int] | None = None
     kind: Kind = "swiglu"
-    shared_hidden: int = 0
-    scorer: Literal["linear", "cosine", "mlp", "noisy"] = "linear"
-    gate: Literal["softmax-chosen", "softmax", "sigmoid"] = "softmax-chosen"
+    bias: bool = False
+    shared_hidden: int | Sequence[int] = 0
+    scorer: Literal["linear", "affine", "cosine", "mlp", "noisy"] = "linear"
+    gate: Literal["softmax-chosen", "softmax", "sigmoid", "hard"] = "softmax-chosen"
+    scale: float = 1.0
     capacity: float | None = None
     bias_rate: float | None = None
     losses: Mapping[str, Any] | None = None
@@ -100,9 +106,10 @@ class RoutedLayers:
         at_least = {"num_experts": 1, "k": 1, "hidden": 1, "shared_hidden": 0}
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            every = value if isinstance(value, Sequence) else [value]
+            if any(one is not None and one < least for one in every):
                 raise InputError(f"RoutedLayers.{name}={value}; at least {least} is needed")
-        for name in ("capacity", "bias_rate"):
+        for name in ("capacity", "bias_rate", "scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"RoutedLayers.{name}={value}; a positive number or None is right")
@@ -171,9 +178,12 @@ def _check(name: str, value: Any, hint: Any) -> None:
         if value not in parts:
             raise InputError(f"RoutedLayers: {unknown(name, str(value), parts)}")
         return
-    kinds = [get_origin(part) or part for part in parts] if NoneType in parts else [hint]
+    kinds = [get_origin(part) or part for part in parts] if origin is UnionType else [hint]
     allowed = (*kinds, int) if float in kinds else tuple(kinds)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+    wrong = isinstance(value, bool) and bool not in kinds
+    if Sequence in kinds and isinstance(value, Sequence):
+        wrong = isinstance(value, str) or not all(type(one) is int for one in value)
+    if wrong or not isinstance(value, allowed):
         right = " or ".join(_WORDS[kind] for kind in kinds)
         raise InputError(f"RoutedLayers.{name}: expected {right}, not {value!r:.60}")
 
@@ -184,5 +194,6 @@ _WORDS = {
     str: "a name",
     bool: "true or false",
     Mapping: "a mapping of names to numbers",
+    Sequence: "a list of whole numbers",
     NoneType: "None",
 }

@@ -95,6 +95,8 @@ def needs_attention(layer: MoE) -> bool:
 def connect(decoder: Decoder) -> None:
     """Make the decoder tell its routed layers what it knows, as they stand now."""
     disconnect(decoder)
+    if not decoder.family.tells:
+        return
     handles = decoder.host.handles
     handles.append(decoder.module.register_forward_pre_hook(start_pass, with_kwargs=True))
     handles.append(decoder.module.register_forward_hook(finish_pass, with_kwargs=True))

@@ -9,6 +9,7 @@ from polypath.language.adopt import Native, adopt, release
 from polypath.language.config import RoutedLayers
 from polypath.language.context import connect
 from polypath.language.families import Decoder
+from polypath.language.merged import Merged, shrink
 from polypath.language.stacks import build_stack
 from polypath.routing import MoE
 
@@ -31,6 +32,18 @@ def place(decoder: Decoder, routed: RoutedLayers | Make, indices: Iterable[int])
         decoder.put(index, layer)
         decoder.host.origins[index] = routed if isinstance(routed, RoutedLayers) else None
     connect(decoder)
+
+
+def rebuild(decoder: Decoder, index: int, merged: Merged) -> None:
+    """Put a blank layer of merged experts at an index, to be loaded."""
+    if isinstance(merged.layer, RoutedLayers):
+        place(decoder, merged.layer, [index])
+    elif index in native_layers(decoder):
+        adopt_layers(decoder, [index])
+    else:
+        raise InputError(f"layer {index} of the model has no experts to adopt")
+    shrink(decoder.routed()[index], merged)
+    decoder.host.origins[index] = merged
 
 
 def native_layers(decoder: Decoder) -> list[int]:

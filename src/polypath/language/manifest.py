@@ -17,13 +17,14 @@ from polypath.language.config import RoutedLayers
 from polypath.language.families import Decoder
 from polypath.language.folders import former
 from polypath.language.hosting import Make
+from polypath.language.merged import Merged
 from polypath.language.shards import read_json
 
 VERSION = 2
 DESCRIPTION = "polypath.json"
 
 
-Layer = RoutedLayers | Literal["adopted", "function"]
+Layer = RoutedLayers | Merged | Literal["adopted", "function"]
 
 
 def layers_of(decoder: Decoder) -> dict[int, Layer]:
@@ -33,7 +34,7 @@ def layers_of(decoder: Decoder) -> dict[int, Layer]:
 
 
 def _origin(origin: Any) -> Layer:
-    if isinstance(origin, RoutedLayers):
+    if isinstance(origin, RoutedLayers | Merged):
         return origin
     return "adopted" if isinstance(origin, Native) else "function"
 
@@ -49,10 +50,16 @@ def stacks_of(layers: Mapping[int, Layer]) -> list[list[int]]:
 
 def write_description(folder: Path, layers: Mapping[int, Layer]) -> None:
     """Write what the layers are, and which belong together."""
-    told = {i: x.to_json() if isinstance(x, RoutedLayers) else x for i, x in layers.items()}
+    told = {index: _told(layer) for index, layer in layers.items()}
     values = {"version": VERSION, "layers": told, "stacks": stacks_of(layers)}
     text = json.dumps(values, indent=1)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def _told(layer: Layer) -> Any:
+    if isinstance(layer, Merged):
+        return {"merged": layer.to_json()}
+    return layer.to_json() if isinstance(layer, RoutedLayers) else layer
 
 
 def read_description(path: Path, routed: Make | None) -> dict[int, Layer]:
@@ -79,6 +86,8 @@ def _described(path: Path, layer: Any) -> Layer:
     if not isinstance(layer, dict):
         return layer
     try:
+        if set(layer) == {"merged"}:
+            return Merged.from_json(layer["merged"])
         return RoutedLayers.from_json(layer)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -9,16 +9,18 @@ from polypath.errors import InputError
 
 # Beside the number of experts.
 READS: dict[str, set[str]] = {
-    "top-k": {"k", "scorer", "gate", "capacity", "bias_rate", "losses"},
-    "expert-choice": {"k", "scorer", "losses"},
-    "hash": {"k"},
-    "soft": {"scorer", "losses"},
-    "recurrent": {"k", "losses"},
-    "reuse": {"k", "gate", "losses"},
-    "similarity": {"k", "gate", "losses"},
-    "attention": {"k", "gate", "losses"},
+    "top-k": {"k", "scorer", "gate", "scale", "capacity", "bias_rate", "bias", "losses"},
+    "expert-choice": {"k", "scorer", "bias", "losses"},
+    "hash": {"k", "bias"},
+    "soft": {"scorer", "bias", "losses"},
+    "recurrent": {"k", "bias", "losses"},
+    "reuse": {"k", "gate", "bias", "losses"},
+    "similarity": {"k", "gate", "bias", "losses"},
+    "attention": {"k", "gate", "bias", "losses"},
     "autonomous": {"k", "gate", "losses"},
-    "dynamic": {"losses"},
+    "dynamic": {"bias", "losses"},
+    "pregated": {"k", "bias"},
+    "per-slice": {"k", "scale", "bias", "losses"},
 }
 
 
@@ -146,6 +148,21 @@ class Dynamic:
         _check_positive(self, "temperature", "least", "most")
 
 
+@dataclass(frozen=True)
+class Pregated:
+    """One router for all layers, from token ids alone, see `PregatingScorer`.
+
+    vocabulary: how many token ids there are; it has to be given. width, heads: of the router.
+    """
+
+    vocabulary: int = 0
+    width: int = 512
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "vocabulary", "width", "heads")
+
+
 def _check_positive(options: Any, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
@@ -166,4 +183,5 @@ OPTIONS: dict[str, type] = {
     "attention": AttentionAware,
     "autonomous": Autonomous,
     "dynamic": Dynamic,
+    "pregated": Pregated,
 }

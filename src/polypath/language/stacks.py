@@ -7,11 +7,12 @@ budget that depth divides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from torch import nn
 
+from polypath.errors import InputError
 from polypath.experts.factored import FactoredExperts
 from polypath.experts.feedforward import FeedForwardExperts
 from polypath.experts.shared import SharedExpert
@@ -20,6 +21,7 @@ from polypath.language.options import (
     AttentionAware,
     Autonomous,
     Dynamic,
+    Pregated,
     Recurrent,
     Reuse,
     Similarity,
@@ -33,17 +35,23 @@ from polypath.routing import (
     ExpertChoiceRouter,
     HashRouter,
     LayerLoss,
+    LinearScorer,
     MoE,
+    PerSlice,
+    PregatingScorer,
     ProgressiveScaling,
     RecurrentRouter,
     Router,
     SimilarityRouter,
+    SoftmaxGate,
     SoftRouter,
+    TopK,
     TopKRouter,
     schedule,
 )
 
-Stack = Callable[[RoutedLayers, int, int, int], list[MoE]]
+Stack = Callable[[RoutedLayers, int, Sequence[int]], list[MoE]]
+"""From a description, D and the width of each layer's experts to the layers."""
 
 
 def build_stack(routed: RoutedLayers, dim: int, hidden_default: int, count: int) -> list[MoE]:
@@ -52,12 +60,17 @@ def build_stack(routed: RoutedLayers, dim: int, hidden_default: int, count: int)
     hidden_default: the width of an expert where `routed` has none.
     Drawn from torch's global generator.
     """
-    return STACKS[routed.router](routed, dim, routed.hidden or hidden_default, count)
+    for name in ("hidden", "shared_hidden"):
+        given = getattr(routed, name)
+        if isinstance(given, Sequence) and len(given) != count:
+            raise InputError(f"RoutedLayers.{name}: {len(given)} widths for {count} layers")
+    widths = [_of_layer(routed.hidden, index) or hidden_default for index in range(count)]
+    return STACKS[routed.router](routed, dim, widths)
 
 
 def bank(routed: RoutedLayers, dim: int, hidden: int) -> FeedForwardExperts:
     """The experts of one layer."""
-    return FeedForwardExperts(routed.num_experts, dim, hidden, routed.kind)
+    return FeedForwardExperts(routed.num_experts, dim, hidden, routed.kind, routed.bias)
 
 
 def layer(routed: RoutedLayers, dim: int, index: int, router: nn.Module, experts: nn.Module) -> MoE:
@@ -65,9 +78,13 @@ def layer(routed: RoutedLayers, dim: int, index: int, router: nn.Module, experts
 
     index: its place in the stack; layers that draw at random draw apart.
     """
-    wide = routed.shared_hidden
+    wide = _of_layer(routed.shared_hidden, index)
     shared = SharedExpert(dim, wide, routed.kind) if wide else None
     return MoE(router, experts, shared, layer_losses(routed, index))
+
+
+def _of_layer(width: int | Sequence[int] | None, index: int) -> int | None:
+    return width[index] if isinstance(width, Sequence) else width
 
 
 def router_losses(routed: RoutedLayers) -> list[AuxiliaryLoss]:
@@ -90,9 +107,9 @@ def layer_losses(routed: RoutedLayers, index: int) -> list[LayerLoss]:
 def _apart(make: Callable[[RoutedLayers, int], Router]) -> Stack:
     """Layers that share nothing, each with a router that `make` gives for D."""
 
-    def stack(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+    def stack(routed: RoutedLayers, dim: int, widths: Sequence[int]) -> list[MoE]:
         layers = []
-        for index in range(count):
+        for index, hidden in enumerate(widths):
             experts = bank(routed, dim, hidden)
             layers.append(layer(routed, dim, index, make(routed, dim), experts))
         return layers
@@ -110,7 +127,14 @@ def _top_k(routed: RoutedLayers, dim: int) -> Router:
         router_losses(routed),
         routed.capacity,
         routed.bias_rate,
+        scale=routed.scale,
     )
+
+
+def _per_slice(routed: RoutedLayers, dim: int) -> Router:
+    scorer = LinearScorer(dim, routed.num_experts)
+    gate = SoftmaxGate("chosen", routed.scale)
+    return Router(scorer, PerSlice(routed.k), gate, router_losses(routed))
 
 
 def _expert_choice(routed: RoutedLayers, dim: int) -> Router:
@@ -157,13 +181,13 @@ def _attention(routed: RoutedLayers, dim: int) -> Router:
     )
 
 
-def _recurrent(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+def _recurrent(routed: RoutedLayers, dim: int, widths: Sequence[int]) -> list[MoE]:
     own = cast(Recurrent, routed.own_options())
     cells = {"gru": nn.GRUCell, "rnn": nn.RNNCell, "lstm": nn.LSTMCell}
     cell = cells[own.cell](own.state, own.state)
     projection = nn.Linear(dim, own.state, bias=False) if own.shared_projection else None
     layers = []
-    for index in range(count):
+    for index, hidden in enumerate(widths):
         experts = bank(routed, dim, hidden)
         router = RecurrentRouter(
             dim,
@@ -181,23 +205,34 @@ def _recurrent(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[
     return layers
 
 
-def _autonomous(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+def _pregated(routed: RoutedLayers, dim: int, widths: Sequence[int]) -> list[MoE]:
+    own = cast(Pregated, routed.own_options())
+    scorer = PregatingScorer(own.vocabulary, routed.num_experts, own.width, own.heads)
+    layers = []
+    for index, hidden in enumerate(widths):
+        router = Router(scorer, TopK(routed.k), SoftmaxGate("chosen"))
+        layers.append(layer(routed, dim, index, router, bank(routed, dim, hidden)))
+    return layers
+
+
+def _autonomous(routed: RoutedLayers, dim: int, widths: Sequence[int]) -> list[MoE]:
     own = cast(Autonomous, routed.own_options())
     layers = []
-    for index in range(count):
+    for index, hidden in enumerate(widths):
         experts = FactoredExperts(routed.num_experts, dim, hidden, routed.kind, own.rank)
         router = AutonomousRouter(experts, routed.k, router_losses(routed), routed.gate)
         layers.append(layer(routed, dim, index, router, experts))
     return layers
 
 
-def _dynamic(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+def _dynamic(routed: RoutedLayers, dim: int, widths: Sequence[int]) -> list[MoE]:
     own = cast(Dynamic, routed.own_options())
     mean, least = routed.num_experts, min(own.least, routed.num_experts)
+    count = len(widths)
     sizes = schedule(own.schedule, count, least, 2 * mean - least, budget=mean * count)
     layers = []
     for index, size in enumerate(sizes):
-        experts = FeedForwardExperts(size, dim, hidden, routed.kind)
+        experts = FeedForwardExperts(size, dim, widths[index], routed.kind, routed.bias)
         router = DynamicRouter(
             dim,
             size,
@@ -213,13 +248,13 @@ def _dynamic(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[Mo
     return layers
 
 
-def _reuse(routed: RoutedLayers, dim: int, hidden: int, count: int) -> list[MoE]:
+def _reuse(routed: RoutedLayers, dim: int, widths: Sequence[int]) -> list[MoE]:
     own = cast(Reuse, routed.own_options())
     layers = []
-    for first in range(0, count, own.group):
-        members = range(first, min(first + own.group, count))
+    for first in range(0, len(widths), own.group):
+        members = range(first, min(first + own.group, len(widths)))
         size = routed.num_experts * len(members)
-        pool = FeedForwardExperts(size, dim, hidden, routed.kind)
+        pool = FeedForwardExperts(size, dim, widths[first], routed.kind, routed.bias)
         for index in members:
             candidates = _scaling(routed, own, size, index, index - first)
             losses = router_losses(routed)
@@ -261,4 +296,6 @@ STACKS: dict[str, Stack] = {
     "reuse": _reuse,
     "autonomous": _autonomous,
     "dynamic": _dynamic,
+    "pregated": _pregated,
+    "per-slice": _apart(_per_slice),
 }

@@ -16,8 +16,9 @@ from polypath.routing.context import Attention, RoutingContext, current, given
 from polypath.routing.coupling import Coupling, Orthogonality
 from polypath.routing.dispatch import dispatch
 from polypath.routing.dynamic import ChosenGates, DynamicRouter, GateScorer
-from polypath.routing.gates import SigmoidGate, SoftmaxGate, UniformGate
+from polypath.routing.gates import HardGate, SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.layer import MoE, losses, routed_layers, update_biases
+from polypath.routing.pregating import PregatingScorer
 from polypath.routing.record import Routing
 from polypath.routing.recorder import Routes, record, replay
 from polypath.routing.recurrent import RecurrentRouter, RecurrentScorer
@@ -31,7 +32,7 @@ from polypath.routing.routers import (
 from polypath.routing.scaling import ProgressiveScaling
 from polypath.routing.schedules import schedule
 from polypath.routing.scorers import CosineScorer, LinearScorer, MLPScorer, NoisyLinearScorer
-from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK
+from polypath.routing.selection import All, ExpertChoice, FirstCome, PerSlice, SelectionBias, TopK
 from polypath.routing.similarity import SimilarityRouter, SimilarityScorer
 from polypath.routing.thresholds import Threshold
 
@@ -51,7 +52,9 @@ __all__ = [
     "Entropy",
     "ExpertChoice",
     "ExpertChoiceRouter",
+    "FirstCome",
     "GateScorer",
+    "HardGate",
     "HashRouter",
     "Importance",
     "LayerLoss",
@@ -62,6 +65,8 @@ __all__ = [
     "NoisyLinearScorer",
     "OnlyExperts",
     "Orthogonality",
+    "PerSlice",
+    "PregatingScorer",
     "ProgressiveScaling",
     "RecurrentRouter",
     "RecurrentScorer",

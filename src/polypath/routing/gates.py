@@ -114,6 +114,27 @@ class SigmoidGate(nn.Module):
         return f"normalise={self.normalise}, scale={self.scale}"
 
 
+class HardGate(nn.Module):
+    """Every chosen expert counts `scale`, however it scored; no gradient reaches the scores.
+
+    Probabilities are a softmax over all experts, for losses that teach the router.
+    Source: FactorLLM (2024), where scale is ⌊E / k⌋.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return softmax(scores)
+
+    def weights(self, scores: Tensor, probabilities: Tensor, experts: Tensor) -> Tensor:
+        return (experts >= 0).to(scores.dtype) * self.scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
 class UniformGate(nn.Module):
     """Every chosen expert counts the same; for routers whose scores mean no more than an order."""
 

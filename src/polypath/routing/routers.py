@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from polypath.errors import InputError, unknown
 from polypath.routing.auxiliary import AuxiliaryLoss
 from polypath.routing.candidates import Candidates
 from polypath.routing.context import RoutingContext
-from polypath.routing.gates import Gate, SigmoidGate, SoftmaxGate, UniformGate
+from polypath.routing.gates import Gate, HardGate, SigmoidGate, SoftmaxGate, UniformGate
 from polypath.routing.record import Routing
 from polypath.routing.scorers import (
     CosineScorer,
@@ -28,8 +29,9 @@ from polypath.routing.scorers import (
 )
 from polypath.routing.selection import All, ExpertChoice, SelectionBias, TopK, within_capacity
 
-SCORERS = {
+SCORERS: dict[str, Callable[[int, int], nn.Module]] = {
     "linear": LinearScorer,
+    "affine": partial(LinearScorer, bias=True),
     "cosine": CosineScorer,
     "mlp": MLPScorer,
     "noisy": NoisyLinearScorer,
@@ -128,10 +130,12 @@ class Router(nn.Module):
 class TopKRouter(Router):
     """Each thing goes to the k experts that score highest.
 
-    scorer: "linear", "cosine" (X-MoE), "mlp" (two layers), "noisy" (Shazeer et al. 2017) or a
-        module of your own.
+    scorer: "linear", "affine" (with a bias for each expert), "cosine" (X-MoE), "mlp" (two layers),
+        "noisy" (Shazeer et al. 2017) or a module of your own.
     gate: "softmax" (softmax over all, then top-k: OLMoE), "softmax-chosen" (top-k, then softmax:
-        Mixtral) or "sigmoid" (each for itself, then normalised: DeepSeek-V3).
+        Mixtral), "sigmoid" (each for itself, then normalised: DeepSeek-V3) or "hard" (each the
+        same: FactorLLM).
+    scale: multiplies the weights; k · softmax over the chosen is that of Dynamic-DINO.
     bias_rate: the rate of a selection-only bias that balances without a loss (Wang et al. 2024).
     candidates: see `Router`.
     Raises InputError when k is not within 1..num_experts or a name is unknown.
@@ -143,18 +147,20 @@ class TopKRouter(Router):
         num_experts: int,
         k: int,
         scorer: str | nn.Module = "linear",
-        gate: Literal["softmax", "softmax-chosen", "sigmoid"] = "softmax-chosen",
+        gate: Literal["softmax", "softmax-chosen", "sigmoid", "hard"] = "softmax-chosen",
         losses: Iterable[AuxiliaryLoss] = (),
         capacity: float | None = None,
         bias_rate: float | None = None,
         candidates: Candidates | None = None,
+        scale: float = 1.0,
     ) -> None:
         if not 1 <= k <= num_experts:
             raise InputError(f"TopKRouter: k={k} of {num_experts} experts; 1 ≤ k ≤ E is needed")
         gates: dict[str, Callable[[], Gate]] = {
-            "softmax": SoftmaxGate,
-            "softmax-chosen": lambda: SoftmaxGate("chosen"),
-            "sigmoid": SigmoidGate,
+            "softmax": lambda: SoftmaxGate(scale=scale),
+            "softmax-chosen": lambda: SoftmaxGate("chosen", scale),
+            "sigmoid": lambda: SigmoidGate(scale=scale),
+            "hard": lambda: HardGate(scale),
         }
         if gate not in gates:
             raise unknown("gate", gate, gates)

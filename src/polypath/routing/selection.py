@@ -153,6 +153,56 @@ def _highest(ranking: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, found.gather(1, order)
 
 
+class FirstCome(nn.Module):
+    """The highest score, where there is room: an expert takes the first `room` of each sequence.
+
+    Later things of the sequence that chose it are served by none. Source: Switch Transformers
+    (Fedus et al. 2021), as transformers has it. Raises InputError when room is not positive.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        if room < 1:
+            raise InputError(f"first come: room={room}; at least 1 is needed")
+        self.room = room
+
+    @torch.no_grad()
+    def forward(self, scores: Tensor, probabilities: Tensor, context: RoutingContext) -> Tensor:
+        best, experts = scores.max(-1)
+        length = context.shape[-1] if context.shape else len(scores)
+        chosen = torch.zeros_like(scores, dtype=torch.int32).scatter_(1, experts[:, None], 1)
+        turn = chosen.unflatten(0, (-1, length)).cumsum(1).flatten(0, 1).gather(1, experts[:, None])
+        late = (turn[:, 0] > self.room) | (best == -torch.inf)
+        return experts.masked_fill(late, -1)[:, None]
+
+    def extra_repr(self) -> str:
+        return f"room={self.room}"
+
+
+class PerSlice(nn.Module):
+    """The best expert of each of k slice positions: of experts j, k + j, 2 k + j, … for j < k.
+
+    Where experts are k slices each of several copies of a network, nothing is taken twice and
+    nothing is missed. Raises InputError unless k divides the experts.
+    Source: the constraint beside Dynamic-DINO (Lu et al. 2025).
+    """
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    @torch.no_grad()
+    def forward(self, scores: Tensor, probabilities: Tensor, context: RoutingContext) -> Tensor:
+        if scores.shape[1] % self.k:
+            raise InputError(f"{scores.shape[1]} experts are no copies of k={self.k} slices")
+        best, copies = scores.unflatten(1, (-1, self.k)).max(1)
+        experts = copies * self.k + torch.arange(self.k, device=scores.device)
+        return experts.masked_fill(best == -torch.inf, -1)
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}"
+
+
 class ExpertChoice(nn.Module):
     """Every expert takes the C things it likes best, C = ⌈factor · T / E⌉.
 
