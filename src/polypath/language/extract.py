@@ -63,7 +63,7 @@ def _blank(model: PreTrainedModel, decoder: Decoder, part: SubModel, size: int) 
     if any(o is None and i in routed for i, o in zip(part.layers, origins, strict=True)):
         raise InputError("extract: a function made a layer; nothing says how to make a smaller one")
     config = deepcopy(model.config)
-    _cut(config, part, size, native=any(isinstance(origin, Native) for origin in origins))
+    cut_config(config, part, size, native=any(isinstance(origin, Native) for origin in origins))
     with no_init_weights():
         small = type(model)._from_config(config, dtype=model.dtype)
     new = decoder_of(small)
@@ -82,7 +82,7 @@ def _blank(model: PreTrainedModel, decoder: Decoder, part: SubModel, size: int) 
     return small.to(model.device)
 
 
-def _cut(config: Any, part: SubModel, size: int, native: bool) -> None:
+def cut_config(config: Any, part: SubModel, size: int, native: bool) -> None:
     """Change a configuration into that of the part."""
     config.num_hidden_layers = len(part.layers)
     if getattr(config, "layer_types", None):

@@ -103,14 +103,17 @@ def _sizes(bank: Any) -> tuple[int, int, Any, bool]:
     if isinstance(bank, ExpertList):
         maps = linears(bank[0])
         hidden, dim = maps["up"].weight.parameter.shape
-        return dim, hidden, _activation(bank[0]), maps["up"].bias is not None
+        return dim, hidden, activation_of(bank), maps["up"].bias is not None
     _, _, w_out, b_out = bank.weights()
     return *w_out.shape[1:], bank.network.activation, b_out is not None
 
 
-def _activation(network: Any) -> Activation:
-    """The activation of an expert that is a module of its own and has no gates."""
+def activation_of(bank: nn.Module) -> Activation:
+    """The activation of a bank's experts; raises InputError where it is not known."""
+    if isinstance(bank, FeedForwardExperts):
+        return bank.network.activation
     names = {nn.ReLU: "relu", nn.GELU: "gelu"}
+    network = next(iter(bank.children()))
     kind = next((names[type(m)] for m in network.modules() if type(m) in names), None)
     if kind is None or "gate" in linears(network):
         raise InputError(f"{type(network).__name__} is no expert of two maps and a ReLU or GELU")

@@ -8,37 +8,38 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from polypath.errors import InputError
-from polypath.experts import FeedForwardExperts, SharedExpert
 from polypath.language import RoutedLayers
 from polypath.language.checkpoint import save_here
 from polypath.language.families import Decoder, decoder_of
 from polypath.language.hosting import place
 from polypath.plain import encode
 from polypath.routing import MoE
-from polypath.routing.dispatch import Weights
 from polypath.surgery.report import Check, Move, Size, Surgery
-from polypath.surgery.slices import DenseLayer, dense_layer, fill, sum_error
+from polypath.surgery.slices import DenseLayer, Slices, dense_layer, fill, probes
 
 EXACT = 1e-5
 """What float32 may differ by, relative to the largest value."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cut:
-    """A dense layer, cut. experts: stacked weights. shared: of an expert that serves everything.
+    """How a dense layer of F units is cut.
 
+    sets: (E, m) int64, the units of each expert. bias: the part of the last bias that each gets.
+    shared: (1, s) int64, the units of an expert that serves everything, or None.
     groups: experts that sum to the layer; none where nothing does.
     became: what a reader should know of it. share: of the layer's units that are still there.
     """
 
-    experts: Weights
-    shared: Weights | None
-    groups: Sequence[Sequence[int]]
+    sets: Tensor
     became: str
+    groups: Sequence[Sequence[int]] = ()
+    bias: float = 1.0
+    shared: Tensor | None = None
     share: float = 1.0
 
 
@@ -88,28 +89,37 @@ def convert(model: PreTrainedModel, method: Method, layers: Sequence[int] | None
     chosen = {index: dense[index] for index in (dense if layers is None else sorted(set(layers)))}
     method.check(chosen)
     before, active = Size.of(model), model.training
-    cuts, moves, checks = {}, [], []
-    for index, layer in chosen.items():
-        cuts[index] = method.cut(index, layer)
-        made = cuts[index]
-        moves.append(Move(f"layer {index}", f"{layer.width} units", made.became, made.share))
-        if made.groups:
-            error = sum_error(layer.weights(), made.experts, layer.kind, made.groups)
-            checks.append(Check(f"layer {index}: slices sum to the layer", error, EXACT))
+    cuts = {index: method.cut(index, layer) for index, layer in chosen.items()}
     place(decoder, method.routed(model, chosen), chosen)
-    for index, made in cuts.items():
+    checks = []
+    for index, layer in chosen.items():
         new = decoder.routed()[index]
-        _fill(new, made)
+        checks += _fill(index, new, layer, cuts[index])
         method.start(model, index, new)
     save_here(model)
     model.train(active)
-    settings = {name: value for name, value in vars(method).items() if _plain(value)}
+    return report(method, before, Size.of(model), chosen, cuts, checks, began)
+
+
+def report(
+    method: Method,
+    before: Size,
+    after: Size,
+    dense: Mapping[int, DenseLayer],
+    cuts: Mapping[int, Cut],
+    checks: Sequence[Check],
+    began: float,
+) -> Surgery:
+    """What a conversion did, in the form of all operations."""
     return Surgery(
         method.name,
-        encode(settings),
+        encode({name: value for name, value in vars(method).items() if _plain(value)}),
         before,
-        Size.of(model),
-        moves,
+        after,
+        [
+            Move(f"layer {index}", f"{dense[index].width} units", cut.became, cut.share)
+            for index, cut in cuts.items()
+        ],
         checks,
         seconds=time.perf_counter() - began,
     )
@@ -119,13 +129,24 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _fill(layer: MoE, cut: Cut) -> None:
-    assert isinstance(layer.experts, FeedForwardExperts)
-    fill(layer.experts, cut.experts)
+def _fill(index: int, layer: MoE, dense: DenseLayer, cut: Cut) -> list[Check]:
+    """Write a dense layer's slices into a routed one; how exact they are."""
+    slices = Slices(dense, cut.sets, cut.bias)
+    fill(layer.experts, (*slices.inner(), *slices.outer()))
     if cut.shared is not None:
-        assert isinstance(layer.shared, SharedExpert)
-        layer.shared.up.weight.copy_(cut.shared[0][0])
-        layer.shared.down.weight.copy_(cut.shared[2][0])
+        beside = Slices(dense, cut.shared)
+        shared: Any = layer.shared
+        shared.up.weight.copy_(beside.inner()[0][0])
+        shared.down.weight.copy_(beside.outer()[0][0])
+    return exactness(index, slices, dense.output(probes(dense)), cut)
+
+
+def exactness(index: int, slices: Slices, whole: Tensor, cut: Cut) -> list[Check]:
+    """What should be exact of a layer's slices, of which `whole` is what it makes of `probes`."""
+    if not cut.groups:
+        return []
+    error = slices.error(whole, cut.groups)
+    return [Check(f"layer {index}: slices sum to the layer", error, EXACT)]
 
 
 def normal_rows(parameter: nn.Parameter | torch.Tensor, std: float, seed: int) -> None:

@@ -22,7 +22,7 @@ from polypath.routing import Routing
 from polypath.routing.dispatch import Weights
 from polypath.surgery.clusters import balanced
 from polypath.surgery.convert import Cut, normal_rows
-from polypath.surgery.slices import DenseLayer, outputs, taken
+from polypath.surgery.slices import DenseLayer, outputs
 from polypath.surgery.supervision import Target
 
 Split = Literal["contiguous", "random", "clustered"]
@@ -73,9 +73,8 @@ class FactorLLM:
 
     def cut(self, index: int, dense: DenseLayer) -> Cut:
         sets = self.sets(index, dense)
-        experts = taken(dense.weights(), dense.kind, sets, share=1 / self.experts)
         became = f"{self.experts} experts of {sets.shape[1]} units, {self.k} of which serve"
-        return Cut(experts, None, [range(self.experts)], became)
+        return Cut(sets, became, [range(self.experts)], bias=1 / self.experts)
 
     def sets(self, index: int, dense: DenseLayer) -> Tensor:
         """(E, F / E) int64: the units of each expert of the layer at an index."""
@@ -84,8 +83,7 @@ class FactorLLM:
             return torch.arange(dense.width).view(self.experts, -1)
         if self.split == "random":
             return torch.randperm(dense.width, generator=generator).view(self.experts, -1)
-        rows = dense.weights()[0][0, : dense.width]
-        return balanced(rows, self.experts, self.seed)
+        return balanced(dense.matrix(dense.maps()[0]), self.experts, self.seed)
 
     def start(self, model: PreTrainedModel, index: int, layer: Any) -> None:
         scorer = layer.router.scorer

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from polypath.errors import InputError
 from polypath.language import RoutedLayers
 from polypath.surgery.convert import Cut, normal_rows
-from polypath.surgery.slices import DenseLayer, taken
+from polypath.surgery.slices import DenseLayer
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,9 @@ class Granular:
 
     def cut(self, index: int, dense: DenseLayer) -> Cut:
         sets = torch.arange(dense.width).view(self.k, -1).repeat(self.copies, 1)
-        experts = taken(dense.weights(), dense.kind, sets, share=1 / self.k)
         groups = [range(c * self.k, (c + 1) * self.k) for c in range(self.copies)]
         became = f"{len(sets)} experts of {sets.shape[1]} units: {self.copies} copies in {self.k}"
-        return Cut(experts, None, groups, f"{became}, {self.k} of which serve")
+        return Cut(sets, f"{became}, {self.k} of which serve", groups, bias=1 / self.k)
 
     def start(self, model: PreTrainedModel, index: int, layer: Any) -> None:
         weight = layer.router.scorer.weight

@@ -11,15 +11,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from polypath.errors import InputError, unknown
-from polypath.experts.activations import ACTIVATIONS
 from polypath.language import RoutedLayers
 from polypath.surgery.calibration import Calibration
 from polypath.surgery.convert import Cut
-from polypath.surgery.slices import DenseLayer, sets_of, taken
+from polypath.surgery.slices import DenseLayer, sets_of
 
 
 def domain_masks(sizes: Tensor, kept: float) -> Tensor:
@@ -120,15 +118,15 @@ class ReadMe:
 
     def cut(self, index: int, dense: DenseLayer) -> Cut:
         masks = self.masks[index]
-        common, whole = permanent(masks), dense.weights()
+        common = permanent(masks)
         told = f"{len(masks)} experts of {int(masks[0].sum())} units, one serves; "
         told += f"{int(common.sum())} are in all"
         share = float(masks.any(0).double().mean())
         if self.layout == "fused":
             exact = [[e] for e in range(len(masks))] if bool(masks.all()) else []
-            return Cut(taken(whole, dense.kind, sets_of(masks)), None, exact, told, share)
-        own = taken(whole, dense.kind, sets_of(masks & ~common))
-        return Cut(own, taken(whole, dense.kind, sets_of(common[None])), [], told, share)
+            return Cut(sets_of(masks), told, exact, share=share)
+        beside = sets_of(common[None])
+        return Cut(sets_of(masks & ~common), told, shared=beside, share=share)
 
     def start(self, model: PreTrainedModel, index: int, layer: Any) -> None:
         """The router's table of tokens starts as the first columns of the model's, as far as."""
@@ -137,13 +135,6 @@ class ReadMe:
         if table is not None and index == min(self.masks):
             columns = min(self.width, table.weight.shape[1])
             scorer.embedding.weight[:, :columns] = table.weight[:, :columns]
-
-
-def channel_activations(dense: DenseLayer, rows: Tensor) -> Tensor:
-    """(T, F): the activations of a dense layer's channels on rows (T, D)."""
-    w_in, b_in, _, _ = dense.weights()
-    inner = F.linear(rows, w_in[0], None if b_in is None else b_in[0])
-    return ACTIVATIONS[dense.kind](inner)
 
 
 def distillation_target(overlap: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,32 +41,61 @@ class DenseLayer:
     @property
     def width(self) -> int:
         """F."""
-        return self._matrix("down").shape[1]
+        return self.matrix("down").shape[1]
 
     @property
     def dim(self) -> int:
         """D."""
-        return self._matrix("down").shape[0]
+        return self.matrix("down").shape[0]
 
     @property
     def biased(self) -> bool:
         return self.projections["down"].bias is not None
 
-    def _matrix(self, name: str) -> Tensor:
+    def maps(self) -> list[str]:
+        """The maps inside the activation, in the order in which experts stack them."""
+        return [name for name in ("gate", "up") if name in self.projections]
+
+    def bias(self, name: str) -> Tensor | None:
+        """(out,) of a map, None where it has none; a view."""
+        place = self.projections[name].bias
+        return None if place is None else place.of(place.parameter).detach()
+
+    def matrix(self, name: str) -> Tensor:
+        """(out, in) of a map; a view."""
         place = self.projections[name].weight
-        return place.of(place.parameter)
+        return place.of(place.parameter).detach()
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """(R, F): the activations of all units on rows (R, D), in the dtype of the rows."""
+        inner = []
+        for name in self.maps():
+            bias = self.bias(name)
+            blocks = self.matrix(name).split(BLOCK)
+            values = torch.cat([F.linear(rows, block.to(rows.dtype)) for block in blocks], 1)
+            inner.append(values if bias is None else values + bias.to(rows.dtype))
+        return ACTIVATIONS[self.kind](torch.cat(inner, 1))
+
+    def output(self, rows: Tensor) -> Tensor:
+        """(R, D): what the layer makes of rows (R, D), in their dtype."""
+        y = _products(self.matrix("down"), self.hidden(rows))
+        bias = self.bias("down")
+        return y if bias is None else y + bias.to(rows.dtype)
 
     def weights(self) -> Weights:
-        """Its parameters as a bank of one reads them: (1, ·F, D), bias, (1, D, F), bias; views."""
-        names = ["gate", "up"] if "gate" in self.projections else ["up"]
-        inner = [self._matrix(name) for name in names]
-        offsets = [p.bias for name in names if (p := self.projections[name]).bias is not None]
-        b_in = torch.cat([cut.of(cut.parameter) for cut in offsets]) if offsets else None
-        last = self.projections["down"].bias
-        b_out = None if last is None else last.of(last.parameter)
-        w_in = inner[0] if len(inner) == 1 else torch.cat(inner)
-        parts = (w_in, b_in, self._matrix("down"), b_out)
-        return tuple(None if part is None else part.detach()[None] for part in parts)
+        """A copy of its parameters as a bank of one has them: (1, ·F, D), bias, (1, D, F), bias."""
+        every = Slices(self, torch.arange(self.width)[None])
+        return *every.inner(), *every.outer()
+
+
+BLOCK = 512
+"""Units whose matrices are cast at once."""
+
+
+def _products(matrix: Tensor, values: Tensor) -> Tensor:
+    """values (R, in) times a matrix (out, in), in the values' dtype, without a cast copy of it."""
+    blocks = zip(matrix.split(BLOCK, 1), values.split(BLOCK, 1), strict=True)
+    return torch.stack([own @ block.to(own.dtype).T for block, own in blocks]).sum(0)
 
 
 def dense_layer(decoder: Decoder, index: int) -> DenseLayer:
@@ -91,31 +121,83 @@ def dense_layer(decoder: Decoder, index: int) -> DenseLayer:
     return DenseLayer(found, kinds[name], last)
 
 
-def taken(weights: Weights, kind: Kind, sets: Tensor, share: float = 1.0) -> Weights:
-    """Slices of a layer's weights, stacked: (E, ·m, D), bias, (E, D, m), bias.
+class Slices:
+    """Sets of a dense layer's units as stacked experts, made one matrix after the other.
 
-    weights: of one network, (1, ...) each. sets: (E, m) int64, the hidden units of each slice.
-    share: of the last bias that each slice gets.
+    sets: (E, m) int64, the hidden units of each slice. share: of the last bias that each gets.
+    What comes out is tried on 64 normal rows in float64, see `error`.
     Raises InputError when a unit is not there.
     """
-    w_in, b_in, w_out, b_out = weights
-    width = w_out.shape[2]
-    if sets.dim() != 2 or not sets.numel() or int(sets.min()) < 0 or int(sets.max()) >= width:
-        raise InputError(f"slices: sets {tuple(sets.shape)} of hidden units 0 to {width - 1}")
-    blocks = w_in[0].unflatten(0, (ACTIVATIONS[kind].width, width))
-    inner = blocks[:, sets].transpose(0, 1).flatten(1, 2)
-    offsets = None
-    if b_in is not None:
-        parts = b_in[0].unflatten(0, (ACTIVATIONS[kind].width, width))
-        offsets = parts[:, sets].transpose(0, 1).flatten(1)
-    outer = w_out[0][:, sets].transpose(0, 1)
-    last = None if b_out is None else (b_out * share).expand(len(sets), -1)
-    return inner, offsets, outer, last
+
+    def __init__(self, dense: DenseLayer, sets: Tensor, share: float = 1.0) -> None:
+        width = dense.width
+        if sets.dim() != 2 or not sets.numel() or int(sets.min()) < 0 or int(sets.max()) >= width:
+            raise InputError(f"slices: sets {tuple(sets.shape)} of hidden units 0 to {width - 1}")
+        self.dense = dense
+        self.sets = sets
+        self.share = share
+        self._hidden: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+
+    def inner(self) -> tuple[Tensor, Tensor | None]:
+        """(E, ·m, D), with its bias."""
+        names, (count, units) = self.dense.maps(), self.sets.shape
+        first = self.dense.matrix(names[0])
+        made = torch.empty(count, len(names) * units, first.shape[1], dtype=first.dtype)
+        for place, name in enumerate(names):
+            matrix = self.dense.matrix(name)
+            for expert, own in enumerate(self.sets):
+                rows = slice(place * units, (place + 1) * units)
+                torch.index_select(matrix, 0, own, out=made[expert, rows])
+        found = [bias[self.sets] for name in names if (bias := self.dense.bias(name)) is not None]
+        biases = torch.cat(found, 1) if found else None
+        self._try_inner(made, biases)
+        return made, biases
+
+    def outer(self) -> tuple[Tensor, Tensor | None]:
+        """(E, D, m), with its bias."""
+        matrix, bias = self.dense.matrix("down"), self.dense.bias("down")
+        made = torch.empty(len(self.sets), len(matrix), self.sets.shape[1], dtype=matrix.dtype)
+        for expert, own in enumerate(self.sets):
+            torch.index_select(matrix, 1, own, out=made[expert])
+        last = None if bias is None else (bias * self.share).expand(len(self.sets), -1).clone()
+        self._try_outer(made, last)
+        return made, last
+
+    def _try_inner(self, made: Tensor, biases: Tensor | None) -> None:
+        activation = ACTIVATIONS[self.dense.kind]
+        for expert, matrix in enumerate(made):
+            blocks = [F.linear(probes(self.dense), block.double()) for block in matrix.split(BLOCK)]
+            values = torch.cat(blocks, 1)
+            if biases is not None:
+                values += biases[expert].double()
+            self._hidden.append(activation(values))
+
+    def _try_outer(self, made: Tensor, last: Tensor | None) -> None:
+        for expert, values in enumerate(self._hidden):
+            y = _products(made[expert], values)
+            self._outputs.append(y if last is None else y + last[expert].double())
+
+    def error(self, whole: Tensor, groups: Sequence[Sequence[int]]) -> float:
+        """How far each group of slices is from summing to `whole`, the layer's output on `probes`.
+
+        Relative: the largest difference over the largest value; after `inner` and `outer`.
+        """
+        sums = [torch.stack([self._outputs[e] for e in group]).sum(0) for group in groups]
+        wrong = max(float((own - whole).abs().max()) for own in sums)
+        return wrong / max(float(whole.abs().max()), 1e-300)
+
+
+def probes(dense: DenseLayer) -> Tensor:
+    """(64, D) float64: the normal rows on which slices are tried."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(64, dense.dim, generator=generator, dtype=torch.float64)
 
 
 @torch.no_grad()
-def fill(bank: FeedForwardExperts, weights: Weights) -> None:
+def fill(bank: Any, weights: Weights) -> None:
     """Write stacked weights into a bank; raises InputError where a shape or a bias misfits."""
+    assert isinstance(bank, FeedForwardExperts)
     for own, new in zip(bank.weights(), weights, strict=True):
         if (own is None) != (new is None) or (own is not None and own.shape != new.shape):
             shapes = [None if one is None else tuple(one.shape) for one in (own, new)]
@@ -132,21 +214,6 @@ def outputs(weights: Weights, kind: Kind, rows: Tensor) -> Tensor:
         own = tuple(None if part is None else part[expert].to(rows.dtype) for part in weights)
         every.append(network.equation(rows, own, F.linear))
     return torch.stack(every, 1)
-
-
-def sum_error(
-    whole: Weights, parts: Weights, kind: Kind, groups: Sequence[Sequence[int]], seed: int = 0
-) -> float:
-    """How far each group of slices is from summing to the whole, on 64 normal rows, in float64.
-
-    whole: (1, ...) each. Relative: the largest difference over the largest value of the whole.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(64, whole[2].shape[1], generator=generator, dtype=torch.float64)
-    right = outputs(whole, kind, rows)[:, 0]
-    every = outputs(parts, kind, rows)
-    wrong = [every[:, list(group)].sum(1) - right for group in groups]
-    return max(float(one.abs().max()) for one in wrong) / max(float(right.abs().max()), 1e-300)
 
 
 def sets_of(masks: Tensor) -> Tensor:

@@ -1,0 +1,205 @@
+"""A checkpoint on disk read layer by layer, so that it may be larger than memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from polypath.errors import InputError
+from polypath.experts.layouts import PROJECTIONS
+from polypath.language.elastic import SubModel
+from polypath.language.extract import cut_config
+from polypath.language.families import Decoder, decoder_of
+from polypath.language.manifest import DESCRIPTION, model_class, read_config
+from polypath.language.shards import check_experts, files_of, places, read_into
+
+# Families whose layers read nothing but what the layer below wrote, and places.
+CHAINED = ("llama", "qwen3", "olmoe", "mixtral", "qwen3_moe", "deepseek_v3")
+
+# What the files of old checkpoints call a block, and transformers' modules.
+RENAMED = {"block_sparse_moe": "mlp"}
+
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
+
+
+class Pieces:
+    """A plain checkpoint folder of a decoder, whose tensors are read when they are asked for.
+
+    config: of the model. blank: the whole model, without memory for its parameters.
+    Raises InputError for a broken folder, one that polypath wrote, or a family whose layers cannot
+    be run one by one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: PretrainedConfig = read_config(folder)
+        if (folder / DESCRIPTION).exists():
+            raise InputError(f"{folder}: its layers are routed by polypath already")
+        if self.config.model_type not in CHAINED:
+            raise InputError(
+                f"{folder}: {self.config.model_type} cannot be worked layer by layer; "
+                f"{', '.join(CHAINED)} can"
+            )
+        self.kind = model_class(folder, self.config)
+        self._places: dict[str, tuple[Path, torch.dtype, tuple[int, ...], int]] = {}
+        for path in files_of(folder):
+            for name, (dtype, shape, start) in places(path).items():
+                self._places[_renamed(name)] = (path, dtype, shape, start)
+        check_experts({name: told[2] for name, told in self._places.items()}, folder)
+        with torch.device("meta"):
+            self.blank: PreTrainedModel = self.kind._from_config(
+                deepcopy(self.config), dtype=self.dtype
+            )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights on disk."""
+        dtypes = [dtype for _, dtype, shape, _ in self._places.values() if len(shape) > 1]
+        return max(set(dtypes), key=dtypes.count)
+
+    @property
+    def decoder(self) -> Decoder:
+        return decoder_of(self.blank)
+
+    @property
+    def prefix(self) -> str:
+        """The dotted name of the decoder's list of layers."""
+        layers = self.decoder.layers
+        return next(name for name, module in self.blank.named_modules() if module is layers)
+
+    def names(self) -> list[str]:
+        """The model's own tensors that lie outside of its layers, and that the files have."""
+        inside = f"{self.prefix}."
+        return [name for name in self._places if not name.startswith(inside)]
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor by its name in the model; raises InputError when it is not there."""
+        target = torch.empty(self._place(name)[2], dtype=self._place(name)[1])
+        self._read(name, target)
+        return target
+
+    def fill(self, index: int, module: nn.Module, path: str) -> None:
+        """Read a part of layer `index` into a module of the same shape.
+
+        path: the module's dotted name within the layer, "" for all of the layer.
+        Parameters without memory get some. Raises InputError when a tensor is not there or misfits.
+        """
+        before = ".".join(part for part in (self.prefix, str(index), path) if part)
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if tensor.device.type == "meta":
+                tensor = self._remember(module, name, tensor)
+            self._into(f"{before}.{name}", tensor)
+
+    def _remember(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+        """Give a parameter or buffer of a module memory on the CPU."""
+        owner, _, last = name.rpartition(".")
+        held = module.get_submodule(owner)
+        real: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+        if isinstance(tensor, nn.Parameter):
+            real = nn.Parameter(real, requires_grad=False)
+        setattr(held, last, real)
+        return real
+
+    def _into(self, name: str, target: Tensor) -> None:
+        if name in self._places:
+            self._read(name, target.detach())
+            return
+        stack, _, last = name.rpartition(".")
+        parts = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}.get(last)
+        found = self._experts(stack) if parts else {}
+        if not parts or len(found) != len(target):
+            raise InputError(f"{self.folder}: {name} is missing")
+        for expert, own in found.items():
+            for part, rows in zip(parts, target.detach()[expert].chunk(len(parts)), strict=True):
+                self._read(own[part], rows)
+
+    def _experts(self, stack: str) -> dict[int, dict[str, str]]:
+        """The names of each expert's matrices, by the field's names for them."""
+        found: dict[int, dict[str, str]] = {}
+        for name in self._places:
+            match = _EXPERT.fullmatch(name) if name.startswith(stack) else None
+            if match and match[1] == stack:
+                own = PROJECTIONS.get(match[3], match[3])
+                found.setdefault(int(match[2]), {})[own] = name
+        return found
+
+    def _place(self, name: str) -> tuple[Path, torch.dtype, tuple[int, ...], int]:
+        if name not in self._places:
+            raise InputError(f"{self.folder}: {name} is missing")
+        return self._places[name]
+
+    def _read(self, name: str, target: Tensor) -> None:
+        path, dtype, shape, start = self._place(name)
+        if shape != tuple(target.shape):
+            raise InputError(f"{self.folder}: {name} is {shape}; {tuple(target.shape)} is right")
+        if dtype == target.dtype and target.is_contiguous():
+            read_into(path, start, target)
+        else:
+            own = torch.empty(shape, dtype=dtype)
+            read_into(path, start, own)
+            target.copy_(own)
+
+    def layer_model(self, index: int) -> PreTrainedModel:
+        """Layer `index` as a model of its own, with its weights, and next to no vocabulary."""
+        config: Any = deepcopy(self.config)
+        cut_config(config, SubModel((index,)), 0, native=False)
+        config.vocab_size, config.pad_token_id, config.tie_word_embeddings = 1, None, True
+        with no_init_weights():
+            model = self.kind._from_config(config, dtype=self.dtype)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.fill(index, decoder_of(model).layers[0], "")
+        return model.eval()
+
+    def embedded(self, batches: Iterable[Tensor]) -> list[Tensor]:
+        """What the first layer reads of token ids (B, L) each: (B, L, D)."""
+        inner = self.blank.get_input_embeddings()
+        name = next(n for n, module in self.blank.named_modules() if module is inner)
+        table = self.tensor(f"{name}.weight")
+        ids = list(batches)
+        for batch in ids:
+            if batch.numel() and int(batch.max()) >= len(table):
+                raise InputError(f"token {int(batch.max())} of a vocabulary of {len(table)}")
+        return [table[batch] for batch in ids]
+
+    @torch.no_grad()
+    def run(self, hidden: list[Tensor]) -> Iterator[tuple[int, PreTrainedModel, Any]]:
+        """Each layer in turn as a model of its own, and a function that runs it.
+
+        hidden: (B, L, D) each, what the first layer reads; the function puts what a layer makes of
+        them in their place.
+        """
+        for index in range(len(self.decoder.layers)):
+            model = self.layer_model(index)
+            yield index, model, lambda model=model: _through(model, hidden)
+            del model
+
+
+@torch.no_grad()
+def _through(model: PreTrainedModel, hidden: list[Tensor]) -> None:
+    """Run the one layer of a model over hidden states, in place."""
+    decoder = decoder_of(model)
+    made: list[Tensor] = []
+
+    def keep(layer: nn.Module, args: tuple, output: Any) -> None:
+        made.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = decoder.layers[0].register_forward_hook(keep)
+    try:
+        for place, states in enumerate(hidden):
+            decoder.module(inputs_embeds=states, use_cache=False)
+            hidden[place] = made.pop()
+    finally:
+        handle.remove()
+
+
+def _renamed(name: str) -> str:
+    return ".".join(RENAMED.get(part, part) for part in name.split("."))
