@@ -77,7 +77,7 @@ def save_pretrained(
     _check_loadable(model, {} if plain else layers, _shapes(state))
     for name in _repeated(model):
         state.pop(name, None)
-    with replaced(Path(folder), _is_own) as draft, _quiet():
+    with replaced(Path(folder), is_own) as draft, _quiet():
         write = type(model).save_pretrained  # the model's own may be this function
         write(
             model,
@@ -120,7 +120,8 @@ def save_here(model: PreTrainedModel) -> None:
     vars(model)["save_pretrained"] = MethodType(save_pretrained, model)
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Whether a file of a checkpoint folder, by its name, is the model's and not its user's."""
     return any(fnmatch(name, pattern) for pattern in OWN)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ class Pieces:
         layers = self.decoder.layers
         return next(name for name, module in self.blank.named_modules() if module is layers)
 
+    @property
+    def table(self) -> str:
+        """The dotted name of the embedding of tokens."""
+        inner = self.blank.get_input_embeddings()
+        return next(name for name, module in self.blank.named_modules() if module is inner)
+
     def names(self) -> list[str]:
         """The model's own tensors that lie outside of its layers, and that the files have."""
         inside = f"{self.prefix}."
@@ -86,29 +92,34 @@ class Pieces:
         self._read(name, target)
         return target
 
-    def fill(self, index: int, module: nn.Module, path: str) -> None:
-        """Read a part of layer `index` into a module of the same shape.
+    def shape(self, name: str) -> Tensor:
+        """A tensor without memory, as the files have it."""
+        _, dtype, shape, _ = self._place(name)
+        return torch.empty(shape, dtype=dtype, device="meta")
 
-        path: the module's dotted name within the layer, "" for all of the layer.
-        Parameters without memory get some. Raises InputError when a tensor is not there or misfits.
+    def like(self, name: str, blank: Tensor) -> Tensor:
+        """A tensor by its name in the model, in the shape and dtype of one without memory."""
+        target = torch.empty(blank.shape, dtype=blank.dtype)
+        self.read(name, target)
+        return target
+
+    def fill(
+        self, module: nn.Module, path: str, name: Callable[[str], str] = lambda own: own
+    ) -> None:
+        """Read the tensors of a module that stands at a dotted path of the model.
+
+        name: from the module's own names to those that they have at that path in the files.
+        Parameters without memory get some. Raises InputError when a tensor is missing or misfits.
         """
-        before = ".".join(part for part in (self.prefix, str(index), path) if part)
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if tensor.device.type == "meta":
-                tensor = self._remember(module, name, tensor)
-            self._into(f"{before}.{name}", tensor)
+        for own, tensor in module.state_dict(keep_vars=True).items():
+            target = remembered(module, own) if tensor.device.type == "meta" else tensor
+            self.read(f"{path}.{name(own)}", target)
 
-    def _remember(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-        """Give a parameter or buffer of a module memory on the CPU."""
-        owner, _, last = name.rpartition(".")
-        held = module.get_submodule(owner)
-        real: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
-        if isinstance(tensor, nn.Parameter):
-            real = nn.Parameter(real, requires_grad=False)
-        setattr(held, last, real)
-        return real
+    def read(self, name: str, target: Tensor) -> None:
+        """Read a tensor by its name in the model into one of the same shape.
 
-    def _into(self, name: str, target: Tensor) -> None:
+        Experts that lie apart in the files are read into their places in a stack.
+        """
         if name in self._places:
             self._read(name, target.detach())
             return
@@ -156,14 +167,12 @@ class Pieces:
             model = self.kind._from_config(config, dtype=self.dtype)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        self.fill(index, decoder_of(model).layers[0], "")
+        self.fill(decoder_of(model).layers[0], f"{self.prefix}.{index}")
         return model.eval()
 
     def embedded(self, batches: Iterable[Tensor]) -> list[Tensor]:
         """What the first layer reads of token ids (B, L) each: (B, L, D)."""
-        inner = self.blank.get_input_embeddings()
-        name = next(n for n, module in self.blank.named_modules() if module is inner)
-        table = self.tensor(f"{name}.weight")
+        table = self.tensor(f"{self.table}.weight")
         ids = list(batches)
         for batch in ids:
             if batch.numel() and int(batch.max()) >= len(table):
@@ -171,34 +180,38 @@ class Pieces:
         return [table[batch] for batch in ids]
 
     @torch.no_grad()
-    def run(self, hidden: list[Tensor]) -> Iterator[tuple[int, PreTrainedModel, Any]]:
-        """Each layer in turn as a model of its own, and a function that runs it.
+    def through(self, model: PreTrainedModel, hidden: list[Tensor]) -> None:
+        """Run the one layer of a `layer_model` over hidden states (B, L, D) each, in place."""
+        decoder = decoder_of(model)
+        made: list[Tensor] = []
 
-        hidden: (B, L, D) each, what the first layer reads; the function puts what a layer makes of
-        them in their place.
-        """
-        for index in range(len(self.decoder.layers)):
-            model = self.layer_model(index)
-            yield index, model, lambda model=model: _through(model, hidden)
-            del model
+        def keep(layer: nn.Module, args: tuple, output: Any) -> None:
+            made.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = decoder.layers[0].register_forward_hook(keep)
+        try:
+            for place, states in enumerate(hidden):
+                decoder.module(inputs_embeds=states, use_cache=False)
+                hidden[place] = made.pop()
+        finally:
+            handle.remove()
 
 
-@torch.no_grad()
-def _through(model: PreTrainedModel, hidden: list[Tensor]) -> None:
-    """Run the one layer of a model over hidden states, in place."""
-    decoder = decoder_of(model)
-    made: list[Tensor] = []
+def remembered(module: nn.Module, name: str) -> Tensor:
+    """Give a parameter or buffer of a module, by its dotted name, memory on the CPU."""
+    owner, _, last = name.rpartition(".")
+    held = module.get_submodule(owner)
+    blank = getattr(held, last)
+    real: Tensor = torch.empty(blank.shape, dtype=blank.dtype)
+    if isinstance(blank, nn.Parameter):
+        real = nn.Parameter(real, requires_grad=False)
+    setattr(held, last, real)
+    return real
 
-    def keep(layer: nn.Module, args: tuple, output: Any) -> None:
-        made.append(output[0] if isinstance(output, tuple) else output)
 
-    handle = decoder.layers[0].register_forward_hook(keep)
-    try:
-        for place, states in enumerate(hidden):
-            decoder.module(inputs_embeds=states, use_cache=False)
-            hidden[place] = made.pop()
-    finally:
-        handle.remove()
+def forget(module: nn.Module) -> None:
+    """Take the memory of a module's parameters and buffers away."""
+    module.to("meta")
 
 
 def _renamed(name: str) -> str:

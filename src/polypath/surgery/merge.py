@@ -6,7 +6,7 @@ Source: MC-SMoE (Li et al. 2023), arXiv 2310.01334, algorithm 1.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -178,7 +178,7 @@ def merge(model: PreTrainedModel, calibration: Calibration, config: Merge) -> Su
     for index, fusion in made.items():
         put(decoder, index, fusion)
     save_here(model)
-    return _report(config, before, model, made, began)
+    return merge_report(config, before, model, [made[i].move for i in made], began)
 
 
 def merge_to_native(
@@ -206,23 +206,25 @@ def merge_to_native(
     every = tuple(range(len(decoder.layers)))
     small = extract(model, SubModel(every, kept))
     note = "routers keep the rows of dominant experts alone"
-    return small, _report(config, before, small, made, began, (note,))
+    moves = [fusion.move for fusion in made.values()]
+    return small, merge_report(config, before, small, moves, began, (note,))
 
 
-def _report(
+def merge_report(
     config: Merge,
     before: Size,
     model: PreTrainedModel,
-    made: Mapping[int, Fusion],
+    moves: Sequence[Move],
     began: float,
     notes: tuple[str, ...] = (),
 ) -> Surgery:
+    """What a merge did, in the form of all operations."""
     return Surgery(
         "merge",
         {**asdict(config), "excluded": list(config.excluded)},
         before,
         Size.of(model),
-        [fusion.move for fusion in made.values()],
+        moves,
         notes=notes,
         seconds=time.perf_counter() - began,
     )
