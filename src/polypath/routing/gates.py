@@ -117,22 +117,28 @@ class SigmoidGate(nn.Module):
 class HardGate(nn.Module):
     """Every chosen expert counts `scale`, however it scored; no gradient reaches the scores.
 
+    through: the weights have the gradient of the chosen probabilities (straight-through).
     Probabilities are a softmax over all experts, for losses that teach the router.
     Source: FactorLLM (2024), where scale is ⌊E / k⌋.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0, through: bool = False) -> None:
         super().__init__()
         self.scale = scale
+        self.through = through
 
     def probabilities(self, scores: Tensor) -> Tensor:
         return softmax(scores)
 
     def weights(self, scores: Tensor, probabilities: Tensor, experts: Tensor) -> Tensor:
-        return (experts >= 0).to(scores.dtype) * self.scale
+        weights = (experts >= 0).to(scores.dtype) * self.scale
+        if self.through:
+            soft = chosen(probabilities, experts, 0.0)
+            weights = weights + (soft - soft.detach())
+        return weights
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale}"
+        return f"scale={self.scale}" + ", through" * self.through
 
 
 class UniformGate(nn.Module):

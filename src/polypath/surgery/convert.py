@@ -16,6 +16,7 @@ from polypath.language import RoutedLayers
 from polypath.language.checkpoint import save_here
 from polypath.language.families import Decoder, decoder_of
 from polypath.language.hosting import place
+from polypath.language.stacks import build_stack
 from polypath.plain import encode
 from polypath.routing import MoE
 from polypath.surgery.report import Check, Move, Size, Surgery
@@ -44,21 +45,22 @@ class Cut:
 
 
 class Method(Protocol):
-    """How dense layers become routed ones.
+    """How dense layers become routed ones; model: their host, None where they stand alone.
 
     check: raises InputError where a layer cannot be cut so. routed: what the layers at some places
     will be. cut: a layer's weights. start: gives a new layer's router its first rows.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def check(self, dense: Mapping[int, DenseLayer]) -> None: ...
 
-    def routed(self, model: PreTrainedModel, dense: Mapping[int, DenseLayer]) -> RoutedLayers: ...
+    def routed(self, model: Any, dense: Mapping[int, DenseLayer]) -> RoutedLayers: ...
 
     def cut(self, index: int, dense: DenseLayer) -> Cut: ...
 
-    def start(self, model: PreTrainedModel, index: int, layer: Any) -> None: ...
+    def start(self, model: Any, index: int, layer: Any) -> None: ...
 
 
 def dense_layers(decoder: Decoder) -> dict[int, DenseLayer]:
@@ -147,6 +149,17 @@ def exactness(index: int, slices: Slices, whole: Tensor, cut: Cut) -> list[Check
         return []
     error = slices.error(whole, cut.groups)
     return [Check(f"layer {index}: slices sum to the layer", error, EXACT)]
+
+
+@torch.no_grad()
+def routed_layer(dense: DenseLayer, method: Method) -> MoE:
+    """A routed layer made of one dense layer that stands in no known host."""
+    method.check({0: dense})
+    routed = method.routed(None, {0: dense})
+    layer = build_stack(routed, dense.dim, dense.width, 1)[0]
+    _fill(0, layer, dense, method.cut(0, dense))
+    method.start(None, 0, layer)
+    return layer
 
 
 def normal_rows(parameter: nn.Parameter | torch.Tensor, std: float, seed: int) -> None:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from polypath.errors import InputError, unknown
 from polypath.experts.feedforward import Kind
@@ -57,7 +56,7 @@ class FactorLLM:
                     f"layer {index}"
                 )
 
-    def routed(self, model: PreTrainedModel, dense: Mapping[int, DenseLayer]) -> RoutedLayers:
+    def routed(self, model: Any, dense: Mapping[int, DenseLayer]) -> RoutedLayers:
         first = next(iter(dense.values()))
         return RoutedLayers(
             num_experts=self.experts,
@@ -85,7 +84,7 @@ class FactorLLM:
             return torch.randperm(dense.width, generator=generator).view(self.experts, -1)
         return balanced(dense.matrix(dense.maps()[0]), self.experts, self.seed)
 
-    def start(self, model: PreTrainedModel, index: int, layer: Any) -> None:
+    def start(self, model: Any, index: int, layer: Any) -> None:
         scorer = layer.router.scorer
         normal_rows(scorer.weight, 0.02, self.seed * 1000 + index)
         scorer.bias.zero_()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from polypath.errors import InputError
 from polypath.language import RoutedLayers
@@ -48,7 +47,7 @@ class Granular:
                     f"granular: k={self.k} does not divide the {layer.width} units of layer {index}"
                 )
 
-    def routed(self, model: PreTrainedModel, dense: Mapping[int, DenseLayer]) -> RoutedLayers:
+    def routed(self, model: Any, dense: Mapping[int, DenseLayer]) -> RoutedLayers:
         first = next(iter(dense.values()))
         return RoutedLayers(
             router="per-slice" if self.apart else "top-k",
@@ -67,7 +66,7 @@ class Granular:
         became = f"{len(sets)} experts of {sets.shape[1]} units: {self.copies} copies in {self.k}"
         return Cut(sets, f"{became}, {self.k} of which serve", groups, bias=1 / self.k)
 
-    def start(self, model: PreTrainedModel, index: int, layer: Any) -> None:
+    def start(self, model: Any, index: int, layer: Any) -> None:
         weight = layer.router.scorer.weight
         rows = torch.empty(self.copies, weight.shape[1])
         normal_rows(rows, self.std, self.seed * 1000 + index)

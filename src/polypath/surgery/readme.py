@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from polypath.errors import InputError, unknown
 from polypath.language import RoutedLayers
@@ -96,7 +95,7 @@ class ReadMe:
                 + "; layout='fused' is right"
             )
 
-    def routed(self, model: PreTrainedModel, dense: Mapping[int, DenseLayer]) -> RoutedLayers:
+    def routed(self, model: Any, dense: Mapping[int, DenseLayer]) -> RoutedLayers:
         first = next(iter(dense.values()))
         wide = [int(self.masks[index][0].sum()) for index in dense]
         common = [int(permanent(self.masks[index]).sum()) for index in dense]
@@ -128,7 +127,7 @@ class ReadMe:
         beside = sets_of(common[None])
         return Cut(sets_of(masks & ~common), told, shared=beside, share=share)
 
-    def start(self, model: PreTrainedModel, index: int, layer: Any) -> None:
+    def start(self, model: Any, index: int, layer: Any) -> None:
         """The router's table of tokens starts as the first columns of the model's, as far as."""
         table = model.get_input_embeddings()
         scorer = layer.router.scorer
