@@ -44,7 +44,8 @@ from polypath.language.shards import Shapes, check_experts, read_shapes, read_st
 from polypath.routing import MoE, routed_layers
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
-OWN = ("config.json", "generation_config.json", DESCRIPTION, *WEIGHTS)
+REPORT = "surgery.*"  # of the operation that made the checkpoint
+OWN = ("config.json", "generation_config.json", DESCRIPTION, REPORT, *WEIGHTS)
 
 
 def save_pretrained(

@@ -34,7 +34,6 @@ from polypath.recipes.dense_hosts import (
 from polypath.recipes.trials import Facts, conclude, trials
 from polypath.report import Claim, Curves, Outcome, Table, estimate, judge
 from polypath.report.statistics import series
-from polypath.routing import routed_layers
 from polypath.surgery.calibration import RoutingSums, calibrate
 from polypath.surgery.convert import convert
 from polypath.surgery.granular import Granular
@@ -183,8 +182,9 @@ def difference(dense: PreTrainedModel, model: PreTrainedModel, windows: Tensor) 
 
 
 def partners(seen: RoutingSums) -> dict[str, float]:
-    """Who is chosen beside an expert: the entropy of its partners, 1 when even, and how many hold
-    80 % of them; means over experts that are used.
+    """Who is chosen beside an expert, in the mean over experts that are used.
+
+    entropy: of its partners, 1 when even. partners: how many have 80 % of what it shares.
     """
     shares = seen.together.double()
     used = shares.sum(1) > 0

@@ -101,17 +101,21 @@ def trial(steps: int, tuning: int, seed: int, reporter: Reporter) -> tuple[Facts
         forms[name] = converted(base, replace(method, seed=seed))
     forms["rows apart"] = converted(base, Granular(4, 2, std=0.1, seed=seed))
     forms["fresh experts"] = copy.deepcopy(forms["4 copies in 2"])
-    for layer in routed_layers(forms["rows apart"]).values():
-        nn.init.normal_(layer.router.scorer.weight, std=0.1)
-    for layer in routed_layers(forms["fresh experts"]).values():
-        layer.experts.reset_parameters()
+    apart, fresh = (_layer(forms[name]) for name in ("rows apart", "fresh experts"))
+    nn.init.normal_(apart.router.scorer.weight, std=0.1)
+    fresh.experts.reset_parameters()
     for name, network in forms.items():
         start, noted = right(network, test), []
         train(network, skills.stream(seed + 20_000), tuning, test, noted, reporter)
         facts[name] = {"start": start, "right": right(network, test), "curve": noted}
-    facts["moved"] = moved(base, forms["4 copies in 2"])
+    facts["moved"] = moved(forms["4 copies in 2"])
     facts["seconds"] = time.perf_counter() - began
     return facts, f"{facts['4 copies in 2']['right']:.1%} right"
+
+
+def _layer(network: Network) -> Any:
+    """The one routed layer of a network."""
+    return next(iter(routed_layers(network).values()))
 
 
 def converted(base: Network, method: Granular) -> Network:
@@ -157,13 +161,12 @@ def right(network: Network, test: tuple[Tensor, Tensor]) -> float:
 
 
 @torch.no_grad()
-def moved(base: Network, tuned: Network) -> float:
+def moved(tuned: Network) -> float:
     """How far slices of one position are from each other after tuning, relative to their size.
 
     They start equal; where they stay so, copies add nothing.
     """
-    layer = next(iter(routed_layers(tuned).values()))
-    w_in = layer.experts.weights()[0]
+    w_in = _layer(tuned).experts.weights()[0]
     slices = w_in.unflatten(0, (-1, 2)).flatten(2)  # (copies, positions, ·)
     far = (slices[:, None] - slices[None]).norm(dim=-1)
     count = len(slices)

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import tokenizers
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -28,6 +27,7 @@ from polypath.diagnosis import (
 from polypath.diagnosis.fluctuation import NOISE
 from polypath.errors import InputError
 from polypath.language import from_pretrained, kinds_of, read_corpus
+from polypath.language.reading import encode
 from polypath.report.metrics import layer_labels
 from polypath.report.outcome import Cell, Outcome, Table
 from polypath.report.routes import Text, explorer, flow, kind_maps, kind_table, load_map
@@ -97,26 +97,7 @@ def read_tokens(folder: Path, vocabulary: int, text: Path | None, limit: int) ->
     """
     part = read_corpus(text, None if text is not None else 80 * limit).valid
     kinds = kinds_of(part.documents)
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        if vocabulary < 256:
-            raise InputError(f"{folder}: no tokenizer.json, and {vocabulary} ids are not bytes")
-        places = [place for place, c in enumerate(part.text[:limit]) for _ in c.encode()][:limit]
-        ids = torch.tensor(list(part.text[:limit].encode())[:limit])
-        spans = [(place, place + 1) for place in places]
-    else:
-        try:
-            encoded = tokenizers.Tokenizer.from_file(str(path)).encode(
-                part.text[: 40 * limit], add_special_tokens=False
-            )
-        except Exception as error:  # the tokenizers library raises no narrower one
-            raise InputError(f"{path}: not a tokenizer's file: {error}") from error
-        ids, spans = torch.tensor(encoded.ids[:limit]), encoded.offsets[:limit]
-    if len(ids) and int(ids.max()) >= vocabulary:
-        raise InputError(
-            f"{path}: it gives token {int(ids.max())}, the model has {vocabulary}; "
-            "the tokenizer of this model is needed"
-        )
+    ids, spans = encode(folder, vocabulary, part.text, limit)
     return Tokens(
         ids, [part.text[a:b] for a, b in spans], [_kind(part.text, kinds, s) for s in spans]
     )

@@ -75,6 +75,7 @@ def _calibrate_layer(
             found[name].routed[index] = own
         for channels in seen.dense.values():
             found[name].dense[index] = channels
+    forget(model)  # hooks and modules refer to each other, and would be cleared up too late
 
 
 @torch.no_grad()

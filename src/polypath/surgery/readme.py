@@ -77,6 +77,7 @@ class ReadMe:
             raise InputError(f"read-me: {len(self.domains)} domains; two at least are needed")
 
     def check(self, dense: Mapping[int, DenseLayer]) -> None:
+        self.masks.clear()
         for index, layer in dense.items():
             for name, found in self.domains.items():
                 if index not in found.dense or len(found.dense[index].sizes) != layer.width:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -267,6 +267,29 @@ def tune_experts(
     parts = [p for p in model.parameters() if id(p) not in own]
     with training_only(model, parts):
         fit(parts, lambda step: next_token(model, next(batches)), tuning, after)
+
+
+def tune_pregated(
+    model: PreTrainedModel,
+    dense: PreTrainedModel,
+    masks: Mapping[int, Tensor],
+    batches: Iterator[Tensor],
+    tuning: Tuning,
+    rounds: int = 4,
+    after: After | None = None,
+) -> None:
+    """Read-ME's alternation: rounds of the router's stage and, twice as long, that of all else.
+
+    tuning: of all rounds together, at the rate of the experts; the router's is ten times that, and
+    each round is slower than the one before by 0.8.
+    """
+    for turn in range(rounds):
+        steps = max(1, tuning.steps // (3 * rounds))
+        slower = tuning.learning_rate * 0.8**turn
+        stage = replace(tuning, steps=steps, learning_rate=10 * slower, warmup=steps // 5)
+        tune_router(model, dense, masks, batches, stage, after)
+        stage = replace(tuning, steps=2 * steps, learning_rate=slower, warmup=steps // 5)
+        tune_experts(model, batches, stage, after)
 
 
 def scorer_of(model: nn.Module) -> Any:

@@ -1,21 +1,17 @@
-"""The command line: run, compare, inspect, report, table."""
+"""The command line: what each command is called, and what it does."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
+from polypath.cli.parsing import parse, value
 from polypath.errors import InputError, unknown
-
-T = TypeVar("T")
 
 USAGE = """\
 polypath: models that choose their path
@@ -25,6 +21,10 @@ polypath: models that choose their path
   polypath run --resume RUN       carry on with a run that was stopped
   polypath compare NAME NAME …    several systems on the same text and budget, on one page
   polypath inspect CHECKPOINT     where a text's tokens go in any routed model, on one page
+  polypath convert CHECKPOINT     dense layers into experts   (--method factorllm|read-me|granular)
+  polypath merge CHECKPOINT       many experts into few, by what its routers do
+  polypath align CHECKPOINT       train its routers towards those of questions it answers
+  polypath unlearn CHECKPOINT     make one expert forget a text
   polypath report RUN             write the page of a run again
   polypath table [FOLDER]         every result under FOLDER (default: results) as one table
 
@@ -76,12 +76,27 @@ def _command(arguments: list[str]) -> None:
         "run": _run,
         "compare": _compare,
         "inspect": _inspect,
+        "convert": _operation("convert", "operations"),
+        "merge": _operation("merge", "operations"),
+        "align": _operation("align", "teaching"),
+        "unlearn": _operation("unlearn", "teaching"),
         "report": _report,
         "table": _table,
     }
     if arguments[0] not in commands:
         raise unknown("command", arguments[0], commands)
     commands[arguments[0]](arguments[1:])
+
+
+def _operation(name: str, room: str) -> Callable[[list[str]], None]:
+    """A command that takes a checkpoint and gives a changed one."""
+
+    def command(arguments: list[str]) -> None:
+        from importlib import import_module
+
+        getattr(import_module(f"polypath.cli.{room}"), name)(arguments)
+
+    return command
 
 
 def _run(arguments: list[str]) -> None:
@@ -115,8 +130,8 @@ def _options(
     name: str, line: str, recipe: Any, preset: Callable[..., Any], arguments: list[str]
 ) -> tuple[Any, dict[str, Path | None]]:
     """The recipe's Config as the command line gives it, and where to run it."""
-    chosen = "quick" if "--quick" in arguments else _value(arguments, "--preset")
-    resumed = _value(arguments, "--resume")
+    chosen = "quick" if "--quick" in arguments else value(arguments, "--preset")
+    resumed = value(arguments, "--resume")
     default = preset(name, recipe, chosen, None if resumed is None else Path(resumed))
 
     unprefixed = tyro.conf.arg(name="")
@@ -127,7 +142,7 @@ def _options(
             ("options", Annotated[RunOptions, unprefixed]),
         ],
     )
-    given = _parse(command, arguments, f"polypath run {name}", line, command(default, RunOptions()))
+    given = parse(command, arguments, f"polypath run {name}", line, command(default, RunOptions()))
     if resumed is not None and given.config != default:
         raise InputError(
             f"{resumed} keeps the configuration it has; resume it without other options"
@@ -137,7 +152,7 @@ def _options(
 
 def _recipe_of(arguments: list[str]) -> str:
     """The recipe of the run that is to be resumed, where no name was given."""
-    folder = _value(arguments, "--resume")
+    folder = value(arguments, "--resume")
     if folder is None:
         raise InputError("polypath run: name a recipe first (`polypath run` lists them)")
 
@@ -168,7 +183,7 @@ def _report(arguments: list[str]) -> None:
         run: tyro.conf.Positional[Path]
         """The run's folder."""
 
-    given = _parse(Arguments, arguments, "polypath report", "Write the page of a run again.")
+    given = parse(Arguments, arguments, "polypath report", "Write the page of a run again.")
 
     from polypath.report.page import render
 
@@ -190,7 +205,7 @@ def _inspect(arguments: list[str]) -> None:
         """The page; CHECKPOINT-routes.html by default."""
 
     line = "Where a text's tokens go in a checkpoint, on one page."
-    given = _parse(Arguments, arguments, "polypath inspect", line)
+    given = parse(Arguments, arguments, "polypath inspect", line)
 
     from polypath.recipes.show import print_outcome
     from polypath.report import write_report
@@ -212,48 +227,12 @@ def _table(arguments: list[str]) -> None:
         """Print Markdown, as in docs/results.md."""
 
     line = "Every result under a folder as one table."
-    given = _parse(Arguments, arguments, "polypath table", line)
+    given = parse(Arguments, arguments, "polypath table", line)
 
     from polypath.recipes.show import print_table
     from polypath.report import results_table
 
     print_table(results_table(given.folder), markdown=given.markdown)
-
-
-def _parse(
-    kind: Callable[..., T], arguments: list[str], prog: str, line: str, default: Any = None
-) -> T:
-    """What tyro makes of the arguments; its complaints become one line."""
-    complaint = io.StringIO()
-    extra = {} if default is None else {"default": default}
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=arguments, prog=prog, description=line, **extra)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        raise InputError(f"{_one_line(complaint.getvalue())} (`{prog} --help`)") from None
-
-
-def _one_line(complaint: str) -> str:
-    """The message of tyro's framed complaint, and the option that it thinks was meant."""
-    # Where frames cannot be drawn, the title is a section of its own and not part of a rule.
-    parts = re.split(r"^.*[─-]{4,}.*$", complaint, flags=re.MULTILINE)
-    sections = [" ".join(re.sub("[│╭╮╰╯─]", " ", part).split()) for part in parts]
-    told = [section for section in sections if section]
-    message = told[min("╭" not in complaint, len(told) - 1)]
-    meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(sections))
-    return message + (f"; did you mean {meant[1]}?" if meant else "")
-
-
-def _value(arguments: list[str], option: str) -> str | None:
-    """What follows `option` on the command line, or None."""
-    for place, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            return argument.split("=", 1)[1]
-        if argument == option and place + 1 < len(arguments):
-            return arguments[place + 1]
-    return None
 
 
 def _fail(line: str, code: int) -> None:
