@@ -59,10 +59,11 @@ from polypath.serving import (
 )
 
 ROOM = 16
+PIECE = 8  # tokens of a prompt at once
 CAPACITIES = (2, 3, 4, 5)
 BACKLOGS = (0, 1, 2, 4, 8)
 DRAWS = (0.30, 0.20, 0.15, 0.12, 0.10, 0.08, 0.05)  # of the specification's seven experts
-PROMPT, GENERATED = 16, 96
+PROMPT, GENERATED = 24, 96
 LAYERS, DIM, HIDDEN, HEADS, PAST, DTYPE = 8, 1024, 2752, 16, 256, torch.bfloat16
 HELD = 3  # experts in memory, where the number does not vary
 
@@ -237,10 +238,11 @@ def batched(name: str, traces: list[list[Request]], queue: type) -> Iterator[dic
     free = Costs(batch=1.0, token=0.0, touched=0.0, loaded=0.0)
     said = {ArrivalQueue: "first come", ExpertQueues: "by expert"}[queue]
     for backlog in (1, 8):
+        places = ROOM * (1 + backlog)
         for policy in ("random", "fifo", "lru", "belady"):
             served = [
                 [
-                    simulate(t, queue(), ExpertCache(c, policy), ROOM, free, ROOM * (1 + backlog))
+                    simulate(t, queue(), ExpertCache(c, policy), ROOM, free, places, PIECE)
                     for t in traces
                 ]
                 for c in CAPACITIES
@@ -287,7 +289,7 @@ def servers(
 
     def run(make: Callable[[], Queue], traces: Sequence[list[Request]], active: int) -> dict:
         cache = partial(ExpertCache, min(HELD, len(text.documents) - 1), "belady")
-        return told([simulate(t, make(), cache(), ROOM, costs, active) for t in traces])
+        return told([simulate(t, make(), cache(), ROOM, costs, active, PIECE) for t in traces])
 
     most = 0.0
     for backlog in BACKLOGS:
@@ -296,7 +298,7 @@ def servers(
             if said == "first come":
                 most = max(most, found["tokens_per_second"])
             yield {"text": name, "backlog": backlog, "queue": said, **found}
-    for share in (0.5, 0.8, 0.95):
+    for share in (0.8, 1.2):
         offered = [text.trace(requests, share * most, seed) for seed in range(seeds)]
         for said, make in disciplines(3).items():
             found = run(make, offered, 9 * ROOM)
@@ -469,8 +471,9 @@ def timed_disk(
                     found = from_disk(folder, rounds, truth, way, cached)
                     ran.setdefault((way, cached), []).append(found)
         size = sum(path.stat().st_size for path in folder.iterdir())
-    rows = [{"files": size, "expert": size / experts, "costs": [asdict(costs[c]) for c in costs]}]
-    return rows + [row(way, cached, runs, costs) for (way, cached), runs in ran.items()]
+    rows = [row(way, cached, runs, costs) for (way, cached), runs in ran.items()]
+    told = [{"page_cache": cached, **asdict(own)} for cached, own in costs.items()]
+    return [*rows, {"costs": told, "expert_bytes": size / experts}]
 
 
 def row(
@@ -490,10 +493,18 @@ def row(
     model = replace(costs[cached], overlapped=WAYS[way][1])
     predicted = statistics.fmean(model.seconds(*count) for count in runs[0]["counts"])
     more = {name: statistics.median(run[name] for run in runs) for name in ("waited", "hit_rate")}
-    return told | more | {"predicted": 1e3 * predicted}
+    loaded = statistics.fmean(loaded for _, _, loaded in runs[0]["counts"])
+    return told | more | {"loaded": loaded, "predicted": 1e3 * predicted}
 
 
 # All of it.
+
+TEXT = ("text", "accuracy", "repeats_predecessor", "training_seconds", "tokens")
+DISK = ("way", "page_cache", "milliseconds", "spread", "predicted", "waited", "hit_rate", "loaded")
+COSTS = ("page_cache", "batch", "token", "touched", "loaded")
+RATES = ("stream", "policy", "known", "rates")
+SERVED = ("text", "backlog", "load", "queue", "tokens_per_second", "stay.p50", "stay.p95")
+SERVED += ("token.p50", "token.p95", "token.p99", "touched", "loaded", "hit_rate", "longest_wait")
 
 
 def shown(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
@@ -502,7 +513,7 @@ def shown(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str])
         table.add_column(column.replace("_", " "))
     for own in rows:
         table.add_row(*[_cell(own, column) for column in columns])
-    Console(width=160).print(table)
+    Console(width=180).print(table)
 
 
 def _cell(own: Mapping[str, Any], column: str) -> str:
@@ -517,48 +528,43 @@ def _cell(own: Mapping[str, Any], column: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less of everything, one repeat")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="for products; the loader has its own"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="threads for products")
     parser.add_argument("--disk", help="a folder on the disk to measure; the temporary one if not")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    repeats, requests, steps = (1, 60, 60) if given.quick else (3, 200, 250)
-
+    repeats, requests, steps = (1, 60, 60) if given.quick else (3, 600, 250)
     data = os.environ.get("POLYPATH_DATA")
-    four, seven = data_texts(Path(data)) if data else library_texts()
-    texts = {f"{len(own)} kinds": Text(own, steps) for own in (four, seven)}
+    kinds = data_texts(Path(data)) if data else library_texts()
+    texts = {f"{len(own)} kinds": Text(own, steps) for own in kinds}
     facts = {name: text.facts(requests) for name, text in texts.items()}
-    for name, known in facts.items():
-        print(f"{name}: {known}")
+    shown("text", [{"text": name} | own for name, own in facts.items()], TEXT)
+
     wide = list(texts.values())[-1]
-    rounds = decoding_rounds(wide.trace(requests), 12 if given.quick else 36)
     count = len(wide.documents)
+    rounds = decoding_rounds(wide.trace(requests), 12 if given.quick else 36)
     fits = 24 if given.quick else 80
-    disk = in_a_process(given.threads, timed_disk, given.disk, rounds, count, fits, repeats)
-    sizes, disk = disk[0], disk[1:]
-    cold = Costs(**sizes["costs"][0])
-    print(sizes)
-    columns = ["way", "page_cache", "milliseconds", "spread", "predicted", "waited", "hit_rate"]
-    shown("a batch of decoding through all layers", disk, columns)
+    found = in_a_process(given.threads, timed_disk, given.disk, rounds, count, fits, repeats)
+    disk, costs = found[:-1], found[-1]
+    shown("a batch of decoding through all layers", disk, DISK)
+    shown("costs of a batch, seconds", costs["costs"], COSTS)
+
     rates = hit_rates(texts, repeats, requests)
-    shown(f"hit rates, capacities {CAPACITIES}", rates, ["stream", "policy", "known", "rates"])
-    costs = {"prefetched": replace(cold, overlapped=True), "on demand": cold}
+    shown(f"hit rates in percent, capacities {CAPACITIES}", rates, RATES)
+
+    cold = {k: v for k, v in costs["costs"][0].items() if k != "page_cache"}
+    prefetched = replace(Costs(**cold), overlapped=True)
     served = [
-        {"costs": said} | row
-        for said, own in costs.items()
+        own
         for name, text in texts.items()
-        for row in servers(name, text, own, repeats, requests)
+        for own in servers(name, text, prefetched, repeats, requests)
     ]
-    columns = ["costs", "text", "backlog", "load", "queue", "tokens_per_second", "stay.mean"]
-    columns += ["token.p50", "token.p95", "token.p99", "touched", "loaded", "hit_rate"]
-    shown("simulated servers", served, [*columns, "longest_wait"])
+    shown("simulated servers, prefetching from disk", served, SERVED)
     if given.json:
         about = {"commit": commit(), "machine": machine("cpu"), "repeats": repeats}
-        found = {"text": facts, "sizes": sizes, "disk": disk, "rates": rates, "served": served}
+        parts = {"text": facts, "disk": disk, **costs, "rates": rates, "served": served}
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(about | found, indent=1))
+        given.json.write_text(json.dumps(about | parts, indent=1))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -91,3 +92,90 @@ def refused(folder: Path, message: str) -> None:
         from_pretrained(folder)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def tiny_switch(**changes: Any) -> PreTrainedModel:
+    """Switch Transformers with random weights: two routed layers in the encoder, two after it."""
+    config = transformers.SwitchTransformersConfig(
+        **{
+            "vocab_size": VOCABULARY,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 12,
+            "num_layers": 4,
+            "num_sparse_encoder_layers": 2,
+            "num_decoder_layers": 4,
+            "num_sparse_decoder_layers": 2,
+            "num_heads": 2,
+            "num_experts": 8,
+            "expert_capacity": 3,
+            "initializer_factor": 3.0,
+            "decoder_start_token_id": 0,
+        }
+        | changes
+    )
+    return transformers.SwitchTransformersForConditionalGeneration(config).eval()
+
+
+def tiny_dino() -> PreTrainedModel:
+    """Grounding DINO with random weights, three decoder layers and nine queries."""
+    backbone = transformers.SwinConfig(
+        image_size=32,
+        patch_size=2,
+        embed_dim=8,
+        depths=[1, 1, 1],
+        num_heads=[1, 1, 1],
+        window_size=2,
+        out_features=["stage2", "stage3"],
+    )
+    words = transformers.BertConfig(
+        vocab_size=1100,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    config = transformers.GroundingDinoConfig(
+        backbone_config=backbone,
+        text_config=words,
+        num_queries=9,
+        encoder_layers=1,
+        decoder_layers=3,
+        d_model=32,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=24,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_feature_levels=2,
+        max_text_len=8,
+    )
+    model = transformers.GroundingDinoForObjectDetection(config)
+    for name, parameter in model.model.decoder.named_parameters():
+        if name.endswith(("fc1.bias", "fc2.bias")):
+            nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def detections(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and boxes of two pictures, the same ones each time."""
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    words = torch.tensor([[101, 5, 1012, 102]] * 2)
+    with torch.no_grad():
+        found = model(pixel_values=pixels, input_ids=words)
+    return found.logits.nan_to_num(neginf=-1e4), found.pred_boxes
+
+
+def switch_base(num_experts: int) -> PreTrainedModel:
+    """The sizes of google/switch-base-N."""
+    return tiny_switch(
+        vocab_size=32128,
+        d_model=768,
+        d_kv=64,
+        d_ff=3072,
+        num_layers=12,
+        num_sparse_encoder_layers=6,
+        num_decoder_layers=12,
+        num_sparse_decoder_layers=6,
+        num_heads=12,
+        num_experts=num_experts,
+    )

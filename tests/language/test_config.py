@@ -92,7 +92,10 @@ def test_losses_keep_their_names_and_weights() -> None:
         ({"losses": 0.1}, "losses: expected a mapping of names to numbers or None, not 0.1"),
         ({"num_experts": "8"}, "num_experts: expected a whole number, not '8'"),
         ({"num_experts": 2.0}, "num_experts: expected a whole number, not 2.0"),
-        ({"hidden": True}, "hidden: expected a whole number or a list of whole numbers or None, not True"),
+        (
+            {"hidden": True},
+            "hidden: expected a whole number or a list of whole numbers or None, not True",
+        ),
         ({"hidden": 0}, "hidden=0; at least 1 is needed"),
         ({"num_experts": 0}, "num_experts=0; at least 1 is needed"),
         ({"num_experts": 4, "k": 5}, "k=5 of num_experts=4; k must be ≤ num_experts"),

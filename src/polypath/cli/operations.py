@@ -215,7 +215,14 @@ def merge(arguments: list[str]) -> None:
         done = merge_checkpoint(given.checkpoint, out, config, reading, native, told)
         if given.rank:
             done = compress_checkpoint(
-                out, given.checkpoint, given.rank, given.rows, given.recover, reading, told
+                out,
+                given.checkpoint,
+                given.rank,
+                given.rows,
+                given.recover,
+                reading,
+                given.exclude,
+                told,
             )
     show(done, given.checkpoint, out)
 

@@ -69,7 +69,7 @@ class Config:
     experts: int = 16
     """Experts in each layer."""
     kept: int = 4
-    """Experts that a layer keeps, on average; the first layer keeps all."""
+    """Experts that a layer keeps, on average; the first layer keeps all, as they are."""
     hidden: int = 64
     """Width of an expert."""
     layers: int = 4
@@ -113,12 +113,8 @@ class Config:
 
     def small(self) -> tuple[int, float]:
         """Rank and rows of all experts that take the bytes which merged ones take with theirs."""
-        whole, both = 2 * self.dim * self.hidden, 2 * (self.dim + self.hidden)
-        left = self.experts + (self.layers - 1) * self.kept
-        share = left / (self.layers * self.experts)
-        room = share * (self.rank * both + self.rows * whole)
-        rank = max(1, int(self.rank * share))
-        return rank, max(1 / self.hidden, (room - rank * both) / whole)
+        share = self.kept / self.experts
+        return max(1, round(self.rank * share)), self.rows * share
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -175,11 +171,11 @@ def trial(config: Config, seed: int, reporter: Reporter) -> tuple[Facts, str]:
             facts["no distillation"] = recovered(copy.deepcopy(model), weight=0.0)
         facts[name] = recovered(model)
     facts["pruned"] = recovered(_pruned(full, seen, config))
-    split_experts(merged, config.rank)
+    split_experts(merged, config.rank, excluded=(0,))
     facts["MC-SMoE"] = recovered(merged, kept=config.rows)
     rank, rows = config.small()
     alone = copy.deepcopy(full)
-    split_experts(alone, rank)
+    split_experts(alone, rank, excluded=(0,))
     facts["compressed alone"] = recovered(alone, kept=rows)
     facts["seconds"] = time.perf_counter() - began
     return facts, f"M-SMoE {facts['M-SMoE']['bits']:.3f} bits per byte"

@@ -190,15 +190,23 @@ def plan_merge(source: Path, config: Merge) -> Surgery:
 
 
 def compress_checkpoint(
-    folder: Path, teacher: Path, rank: int, kept: float, steps: int, reading: Reading, told: Told
+    folder: Path,
+    teacher: Path,
+    rank: int,
+    kept: float,
+    steps: int,
+    reading: Reading,
+    excluded: Sequence[int],
+    told: Told,
 ) -> Surgery:
     """Write a merged checkpoint's experts small, in place, taught by what it was made of.
 
-    steps: of recovery; 0 chooses rows by gradients alone, without training.
+    steps: of recovery; 0 chooses rows by gradients alone, without training. excluded: layers whose
+    experts stay whole.
     """
     model, whole = from_pretrained(folder), from_pretrained(teacher)
     before = Surgery.read(folder)
-    split_experts(model, rank)
+    split_experts(model, rank, excluded)
     ids = reading.ids(teacher, more=1)
     stream = shuffled(ids, 0)
     if steps:

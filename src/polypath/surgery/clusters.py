@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,9 +22,12 @@ def balanced(rows: Tensor, count: int, seed: int = 0) -> Tensor:
     if len(rows) % count:
         raise InputError(f"balanced clusters: {len(rows)} rows in {count} of equal size")
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     points = F.normalize(rows.detach().float(), dim=1)
-    means = KMeans(count, n_init=1, random_state=seed).fit(points.numpy()).cluster_centers_
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # equal rows: centres may coincide
+        means = KMeans(count, n_init=1, random_state=seed).fit(points.numpy()).cluster_centers_
     centres = torch.from_numpy(means).to(points)
     found = _chosen(points, centres)
     for _ in range(ROUNDS):

@@ -5,7 +5,7 @@ Source: MC-SMoE (Li et al. 2023), arXiv 2310.01334, section 3.3, after LoSparse.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -25,14 +25,17 @@ from polypath.surgery.banks import stacks
 
 
 @torch.no_grad()
-def split_experts(model: PreTrainedModel, rank: int) -> None:
+def split_experts(model: PreTrainedModel, rank: int, excluded: Sequence[int] = ()) -> None:
     """Every expert's matrices of a routed model as U V + S; the model computes what it did.
 
-    S keeps all rows until `shed`. Layers that were not merged keep all their experts.
+    S keeps all rows until `shed`. Layers that were not merged keep all their experts. excluded:
+    layers whose experts stay as they are.
     Raises InputError where a rank is too large, or a layer was compressed before.
     """
     decoder = decoder_of(model)
     for index, layer in decoder.routed().items():
+        if index in excluded:
+            continue
         bank = layer.experts
         if not isinstance(bank, MergedExperts):
             count = len(cast(Tensor, stacks(bank)[2]))

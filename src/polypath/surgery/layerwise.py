@@ -107,6 +107,8 @@ def convert_folder(pieces: Pieces, target: Path, method: Method, told: Told = un
         for name in names:
             yield made.take(name)
         checks.extend(exactness(index, made.slices, made.whole, cuts[index]))
+        for module in homes[index].values():
+            forget(module)
 
     with replaced(target, is_own) as draft:
         _write(pieces, draft, list(dense), values, told)
