@@ -92,10 +92,10 @@ def _bank(bank: Any, merged: Merged) -> nn.Module:
 
 
 def smaller(bank: FeedForwardExperts, count: int) -> FeedForwardExperts:
-    """A blank bank of `count` experts like those of another."""
+    """A blank bank of `count` experts like those of another, on torch's own device."""
     dim, hidden, activation, bias = _sizes(bank)
     made = FeedForwardExperts(count, dim, hidden, activation, bias, bank.transposed, bank.engine)
-    return made.to(bank.down_proj.device, bank.down_proj.dtype)
+    return made.to(bank.down_proj.dtype)
 
 
 def _sizes(bank: Any) -> tuple[int, int, Any, bool]:

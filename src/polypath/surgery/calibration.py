@@ -123,7 +123,7 @@ class Calibration:
             if self.mask is not None:
                 values = values[self.mask.to(values.device)]
             self.dense[index].things += len(values)
-            self.dense[index].sizes += values.double().abs().sum(0).cpu()
+            self.dense[index].sizes += values.abs().sum(0, dtype=torch.float64).cpu()
 
         return hook
 

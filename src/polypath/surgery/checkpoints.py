@@ -91,7 +91,7 @@ def steps_of(folder: Path, calibrated: bool, native: bool = False) -> int:
 def blank_of(folder: Path) -> PreTrainedModel:
     """The model of a folder without memory for its parameters."""
     if (folder / DESCRIPTION).exists():
-        return from_pretrained(folder)
+        return from_pretrained(folder).to("meta")
     config = read_config(folder)
     with torch.device("meta"):
         return model_class(folder, config)._from_config(config)

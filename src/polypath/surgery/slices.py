@@ -88,7 +88,7 @@ class DenseLayer:
         return *every.inner(), *every.outer()
 
 
-BLOCK = 512
+BLOCK = 128
 """Units whose matrices are cast at once."""
 
 
