@@ -24,10 +24,12 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import cycle, pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -58,14 +60,16 @@ from polypath.serving import (
     simulate,
 )
 
-ROOM = 16
+ROOM = 16  # tokens of a batch
 PIECE = 8  # tokens of a prompt at once
-CAPACITIES = (2, 3, 4, 5)
-BACKLOGS = (0, 1, 2, 4, 8)
-DRAWS = (0.30, 0.20, 0.15, 0.12, 0.10, 0.08, 0.05)  # of the specification's seven experts
 PROMPT, GENERATED = 24, 96
+CAPACITIES = (2, 3, 4, 5)
+HELD = 3  # experts in memory, where their number does not vary
+BACKLOGS = (0, 1, 2, 4, 8)
+GUESS = 4
+DRAWS = (0.30, 0.20, 0.15, 0.12, 0.10, 0.08, 0.05)  # the seven experts of the specification
 LAYERS, DIM, HIDDEN, HEADS, PAST, DTYPE = 8, 1024, 2752, 16, 256, torch.bfloat16
-HELD = 3  # experts in memory, where the number does not vary
+WARM_UP = 4
 
 Texts = Mapping[str, Sequence[str]]
 
@@ -204,69 +208,120 @@ class Text:
         }
 
 
+# Batches of decoding.
+
+
+@dataclass(frozen=True)
+class Round:
+    """A batch of generated tokens, and what comes after it.
+
+    experts: of each token. known: of the batches that are queued. guessed: of four batches, if each
+    token is followed by its like.
+    """
+
+    experts: list[int]
+    known: list[int]
+    guessed: list[int]
+
+    @property
+    def unique(self) -> list[int]:
+        return sorted(set(self.experts))
+
+
+def decoding(trace: Sequence[Request], queue: Queue, backlog: int, count: int) -> list[Round]:
+    """Of a server with so many batches waiting all the time; prompts are left out."""
+    places = ROOM * (1 + backlog)
+    streams = [
+        cycle([expert for request in trace[place::places] for expert in request.generated])
+        for place in range(places)
+    ]
+    rounds: list[Round] = []
+    free: Sequence[int] = range(places)
+    for _ in range(count):
+        queue.add([Unit(place, (next(streams[place]),)) for place in free])
+        batch = queue.take(ROOM)
+        free = [unit.request for unit in batch.units]
+        known, guessed = queue.upcoming(ROOM), islice(queue.upcoming(ROOM, batch), GUESS)
+        rounds.append(
+            Round(
+                [unit.experts[0] for unit in batch.units],
+                [expert for later in known for expert in later.experts],
+                [expert for later in guessed for expert in later.experts],
+            )
+        )
+    return rounds
+
+
 # Hit rates.
+
+Rate = Callable[[int], ExpertCache]
+"""From a capacity to a cache that has seen it all."""
+
+
+def token_rates(accesses: list[int]) -> Iterator[tuple[dict[str, Any], Rate]]:
+    """Every policy on a trace of single accesses."""
+    for policy in ("random", "fifo", "lru"):
+        yield {"policy": policy}, partial(replay, accesses, policy=policy)
+    for horizon in (ROOM, 8 * ROOM, None):
+        told = {"policy": "belady", "known": "all" if horizon is None else f"{horizon} tokens"}
+        yield told, partial(replay, accesses, policy="belady", horizon=horizon)
+
+
+def batch_rates(rounds: list[Round]) -> Iterator[tuple[dict[str, Any], Rate]]:
+    """Every policy on the experts of batches."""
+
+    def served(capacity: int, policy: str, later: str | None) -> ExpertCache:
+        cache: ExpertCache[int] = ExpertCache(capacity, policy)
+        if later == "all":
+            cache.foresee([expert for own in rounds for expert in own.unique])
+        for own in rounds:
+            if later in ("known", "guessed"):
+                cache.forget()
+                cache.foresee(getattr(own, later))
+            cache.serve(own.unique)
+        return cache
+
+    for policy in ("random", "fifo", "lru"):
+        yield {"policy": policy}, partial(served, policy=policy, later=None)
+    for later, said in (("known", "queued"), ("guessed", "guess"), ("all", "all")):
+        yield {"policy": "belady", "known": said}, partial(served, policy="belady", later=later)
 
 
 def hit_rates(texts: Mapping[str, Text], seeds: int, requests: int) -> list[dict[str, Any]]:
-    """Every policy at every capacity, on accesses token by token and batch by batch."""
-    traces = {name: [t.trace(requests, seed=s) for s in range(seeds)] for name, t in texts.items()}
-    draws = [np.random.default_rng(s).choice(7, 20_000, p=DRAWS).tolist() for s in range(seeds)]
-    streams: dict[str, list[list[int]]] = {"independent draws": draws}
-    for name, own in traces.items():
+    """Medians over seeds, at every capacity: accesses token by token, and batch by batch."""
+    count = 15 * requests
+    draws = [np.random.default_rng(s).choice(7, 10 * count, p=DRAWS).tolist() for s in range(seeds)]
+    streams = {"independent draws": [token_rates(own) for own in draws]}
+    for name, text in texts.items():
+        traces = [text.trace(requests, seed=seed) for seed in range(seeds)]
         streams[f"{name}, one request after another"] = [
-            [expert for request in trace for expert in request.prompt + request.generated]
-            for trace in own
+            token_rates([e for request in trace for e in request.prompt + request.generated])
+            for trace in traces
         ]
-    ways = [(policy, None) for policy in ("random", "fifo", "lru")]
-    ways += [("belady", horizon) for horizon in (ROOM, 8 * ROOM, None)]
-    rows = []
-    for stream, accesses in streams.items():
-        for policy, horizon in ways:
-            rates = [
-                statistics.median(replay(own, c, policy, horizon).hit_rate for own in accesses)
-                for c in CAPACITIES
-            ]
-            known = {"known": "all" if horizon is None else horizon} if policy == "belady" else {}
-            rows.append({"stream": stream, "policy": policy, **known, "rates": rates})
-    for name, own in traces.items():
-        rows += [row for queue in (ArrivalQueue, ExpertQueues) for row in batched(name, own, queue)]
-    return rows
-
-
-def batched(name: str, traces: list[list[Request]], queue: type) -> Iterator[dict[str, Any]]:
-    """Hit rates of a saturated server; Belady knows the queue, as much as there is."""
-    free = Costs(batch=1.0, token=0.0, touched=0.0, loaded=0.0)
-    said = {ArrivalQueue: "first come", ExpertQueues: "by expert"}[queue]
-    for backlog in (1, 8):
-        places = ROOM * (1 + backlog)
-        for policy in ("random", "fifo", "lru", "belady"):
-            served = [
-                [
-                    simulate(t, queue(), ExpertCache(c, policy), ROOM, free, places, PIECE)
-                    for t in traces
+        for said, queue in (("first come", ArrivalQueue), ("by expert", ExpertQueues)):
+            for backlog in (1, 8):
+                streams[f"{name}, batches {said}, backlog {backlog}"] = [
+                    batch_rates(decoding(trace, queue(), backlog, count)) for trace in traces
                 ]
-                for c in CAPACITIES
-            ]
-            yield {
-                "stream": f"{name}, batches {said}, backlog {backlog}",
-                "policy": policy,
-                **({"known": "queued"} if policy == "belady" else {}),
-                "rates": [statistics.median(s.hit_rate for s in own) for own in served],
-                "loads_per_batch": [statistics.median(s.loaded for s in own) for own in served],
-            }
+    rows = []
+    for stream, of_seeds in streams.items():
+        for ways in zip(*of_seeds, strict=True):
+            found = [[make(capacity).hit_rate for _, make in ways] for capacity in CAPACITIES]
+            rows.append({"stream": stream, **ways[0][0], "rates": list(map(median, found))})
+    return rows
 
 
 # Servers, simulated with measured costs.
 
 
 def disciplines(backlog: int) -> dict[str, Callable[[], Queue]]:
+    bound = 2 * (backlog + 1)
     return {
         "first come": ArrivalQueue,
         "prompts first": partial(ArrivalQueue, "prompts"),
         "generated first": partial(ArrivalQueue, "generated"),
         "by expert": ExpertQueues,
-        f"by expert, wait ≤ {2 * (backlog + 1)}": partial(ExpertQueues, 2 * (backlog + 1)),
-        f"by expert, wait ≤ {4 * (backlog + 1)}": partial(ExpertQueues, 4 * (backlog + 1)),
+        f"by expert, wait ≤ {bound}": partial(ExpertQueues, bound),
     }
 
 
@@ -276,7 +331,7 @@ def told(runs: Sequence[Served]) -> dict[str, Any]:
     def middle(values: Sequence[Any]) -> Any:
         if isinstance(values[0], dict):
             return {key: middle([value[key] for value in values]) for key in values[0]}
-        return statistics.median(values)
+        return median(values)
 
     return middle([{"tokens_per_second": run.tokens_per_second, **asdict(run)} for run in runs])
 
@@ -285,24 +340,27 @@ def servers(
     name: str, text: Text, costs: Costs, seeds: int, requests: int
 ) -> Iterator[dict[str, Any]]:
     """Saturated at several backlogs, and offered several loads."""
-    traces = [text.trace(requests, seed=seed) for seed in range(seeds)]
+    held = min(HELD, len(text.documents) - 1)
 
     def run(make: Callable[[], Queue], traces: Sequence[list[Request]], active: int) -> dict:
-        cache = partial(ExpertCache, min(HELD, len(text.documents) - 1), "belady")
-        return told([simulate(t, make(), cache(), ROOM, costs, active, PIECE) for t in traces])
+        runs = []
+        for trace in traces:
+            cache: ExpertCache[int] = ExpertCache(held, "belady")
+            runs.append(simulate(trace, make(), cache, ROOM, costs, active, PIECE, GUESS))
+        return told(runs)
 
+    traces = [text.trace(requests, seed=seed) for seed in range(seeds)]
     most = 0.0
     for backlog in BACKLOGS:
+        active = ROOM * (1 + backlog)
         for said, make in disciplines(backlog).items():
-            found = run(make, traces, ROOM * (1 + backlog))
-            if said == "first come":
-                most = max(most, found["tokens_per_second"])
+            found = run(make, [trace[: 100 + 3 * active] for trace in traces], active)
+            most = max(most, found["tokens_per_second"]) if said == "first come" else most
             yield {"text": name, "backlog": backlog, "queue": said, **found}
-    for share in (0.8, 1.2):
+    for share in (0.8, 1.1):
         offered = [text.trace(requests, share * most, seed) for seed in range(seeds)]
         for said, make in disciplines(3).items():
-            found = run(make, offered, 9 * ROOM)
-            yield {"text": name, "load": share, "queue": said, **found}
+            yield {"text": name, "load": share, "queue": said, **run(make, offered, 9 * ROOM)}
 
 
 # Decoding with experts on disk, timed.
@@ -343,34 +401,37 @@ def one_expert(experts: Sequence[int], count: int) -> Routing:
     return Routing(torch.zeros(len(experts), count), chosen, torch.ones(chosen.shape, dtype=DTYPE))
 
 
-def passed(layers: Sequence[Layer], x: Tensor, routing: Routing) -> tuple[Tensor, float]:
-    """What the layers make of x, and how long it takes them."""
-    start = time.perf_counter()
-    for layer in layers:
-        x = layer(x, routing)
-    return x, time.perf_counter() - start
+def things(number: int, tokens: int) -> Tensor:
+    return torch.randn(tokens, DIM, generator=torch.Generator().manual_seed(number)).to(DTYPE)
 
 
-Round = tuple[list[int], list[int]]
-"""The experts of the tokens of a batch, and of what is queued behind it, as it would be served."""
+class Decoder:
+    """The layers with their experts on disk or, without a store, in memory; it keeps times."""
 
+    def __init__(self, count: int, store: ExpertStore | None = None) -> None:
+        self.count, self.store = count, store
+        banks = store.banks() if store else generated_banks(count)
+        self.layers = [Layer(bank, seed) for seed, bank in enumerate(banks)]
+        self.seconds: list[float] = []
+        self.waited: list[float] = []
+        self.counts: list[tuple[int, int, int]] = []
 
-def decoding_rounds(trace: Sequence[Request], count: int) -> list[Round]:
-    """Batches by expert of generated tokens, with a backlog of one batch."""
-    places = 2 * ROOM
-    streams = [
-        cycle([expert for request in trace[place::places] for expert in request.generated])
-        for place in range(places)
-    ]
-    queue, rounds = ExpertQueues(), []
-    free: Sequence[int] = range(places)
-    for _ in range(count):
-        queue.add([Unit(place, (next(streams[place]),)) for place in free])
-        batch = queue.take(ROOM)
-        later = [expert for behind in queue.upcoming(ROOM) for expert in behind.experts]
-        free = [unit.request for unit in batch.units]
-        rounds.append(([unit.experts[0] for unit in batch.units], later))
-    return rounds
+    def run(self, number: int, own: Round) -> Tensor:
+        x, routing = things(number, len(own.experts)), one_expert(own.experts, self.count)
+        misses, waited = self._told()
+        start = time.perf_counter()
+        if self.store:
+            self.store.announce(own.experts, own.guessed)
+        for layer in self.layers:
+            x = layer(x, routing)
+        self.seconds.append(time.perf_counter() - start)
+        more, longer = self._told()
+        self.counts.append((len(own.experts), len(own.unique), (more - misses) // LAYERS))
+        self.waited.append(longer - waited)
+        return x
+
+    def _told(self) -> tuple[int, float]:
+        return (self.store.misses, self.store.waited) if self.store else (0, 0.0)
 
 
 def drop_pages(folder: Path) -> None:
@@ -387,120 +448,108 @@ def read_pages(folder: Path) -> None:
                 pass
 
 
-def measured_costs(folder: Path, count: int, page_cache: bool) -> Costs:
+def measured_costs(folder: Path, experts: int, count: int, repeats: int, cached: bool) -> Costs:
     """From batches of random experts, of any number, whose loads and products take turns."""
     random = np.random.default_rng(0)
-    counts, seconds = [], []
-    (read_pages if page_cache else drop_pages)(folder)
-    with ExpertStore(folder, HELD + 1, "lru", prefetch=False, page_cache=page_cache) as store:
-        layers = [Layer(bank, seed) for seed, bank in enumerate(store.banks())]
-        for _ in range(count + 2):
-            tokens = int(random.integers(1, ROOM + 1))
-            pool = random.choice(store.num_experts, int(random.integers(1, HELD + 2)), False)
-            experts = random.choice(pool, tokens).tolist()
-            before = store.misses
-            x = torch.randn(tokens, DIM).to(DTYPE)
-            _, took = passed(layers, x, one_expert(experts, store.num_experts))
-            counts.append((tokens, len(set(experts)), (store.misses - before) // LAYERS))
-            seconds.append(took)
-    return Costs.fit(counts[2:], seconds[2:])
+    rounds = []
+    for _ in range(count + WARM_UP):
+        pool = random.choice(experts, int(random.integers(1, HELD + 2)), replace=False)
+        own = random.choice(pool, int(random.integers(1, ROOM + 1)))
+        rounds.append(Round(own.tolist(), [], []))
+    took = []
+    for _ in range(repeats):
+        with ExpertStore(folder, HELD + 1, "lru", prefetch=False, page_cache=cached) as store:
+            decoder = Decoder(experts, store)
+            for number, own in enumerate(rounds):
+                decoder.run(number, own)
+        took.append(decoder.seconds[WARM_UP:])
+    return Costs.fit(decoder.counts[WARM_UP:], [median(own) for own in zip(*took, strict=True)])
 
 
+IN_MEMORY = "in memory"
 WAYS = {
-    "on demand, lru": ("lru", False),
-    "on demand, belady": ("belady", False),
-    "prefetched, lru": ("lru", True),
-    "prefetched, belady": ("belady", True),
+    f"{way}, {files}": (way == "prefetched", cached)
+    for cached, files in ((False, "from disk"), (True, "from the page cache"))
+    for way in ("on demand", "prefetched")
 }
-WARM_UP = 4
 
 
-def from_disk(
-    folder: Path, rounds: Sequence[Round], truth: Sequence[Tensor], way: str, page_cache: bool
-) -> dict[str, Any]:
-    """All rounds once; raises AssertionError where a result is not that of the bank in memory."""
-    policy, prefetch = WAYS[way]
-    (read_pages if page_cache else drop_pages)(folder)
-    seconds, counts = [], []
-    with ExpertStore(folder, HELD, policy, prefetch, page_cache) as store:
-        layers = [Layer(bank, seed) for seed, bank in enumerate(store.banks())]
-        for number, ((experts, later), y) in enumerate(zip(rounds, truth, strict=True)):
-            if number == WARM_UP:
-                waited, hits, misses = store.waited, store.hits, store.misses
-            before = store.misses
-            start = time.perf_counter()
-            store.announce(experts, later)
-            announced = time.perf_counter() - start
-            found, took = passed(layers, things(number), one_expert(experts, store.num_experts))
-            torch.testing.assert_close(found, y, rtol=2e-2, atol=2e-2)
-            seconds.append(took + announced)
-            counts.append((len(experts), len(set(experts)), (store.misses - before) // LAYERS))
-        hits, misses = store.hits - hits, store.misses - misses
-        return {
-            "seconds": seconds[WARM_UP:],
-            "counts": counts[WARM_UP:],
-            "waited": (store.waited - waited) / sum(seconds[WARM_UP:]),
-            "hit_rate": hits / (hits + misses),
-        }
+def timed_rounds(folders: Mapping[bool, Path], rounds: Sequence[Round], experts: int) -> dict:
+    """Every way side by side, round by round in a new order; its decoder, that has the times.
 
-
-def things(number: int) -> Tensor:
-    return torch.randn(ROOM, DIM, generator=torch.Generator().manual_seed(number)).to(DTYPE)
-
-
-def in_memory(rounds: Sequence[Round], experts: int) -> tuple[list[Tensor], list[float]]:
-    layers = [Layer(bank, seed) for seed, bank in enumerate(generated_banks(experts))]
-    ran = [passed(layers, things(n), one_expert(own, experts)) for n, (own, _) in enumerate(rounds)]
-    return [y for y, _ in ran], [took for _, took in ran]
+    Raises AssertionError where a result is not that of the experts in memory.
+    """
+    with ExitStack() as stores:
+        decoders = {IN_MEMORY: Decoder(experts)}
+        for way, (prefetch, cached) in WAYS.items():
+            store = ExpertStore(folders[cached], HELD, "belady", prefetch, page_cache=cached)
+            decoders[way] = Decoder(experts, stores.enter_context(store))
+        for number, own in enumerate(rounds):
+            order = np.random.default_rng(number).permutation(list(decoders)).tolist()
+            found = {way: decoders[way].run(number, own) for way in order}
+            for way in WAYS:
+                torch.testing.assert_close(found[way], found[IN_MEMORY], rtol=2e-2, atol=2e-2)
+    return decoders
 
 
 def timed_disk(
-    place: str | None, rounds: list[Round], experts: int, fits: int, repeats: int
+    place: str | None, batches: Mapping[str, list[Round]], experts: int, fits: int, repeats: int
 ) -> list[dict[str, Any]]:
-    """Costs, and rounds of decoding each way, with the files in the page cache and not."""
-    with tempfile.TemporaryDirectory(dir=place) as name, torch.inference_mode():
-        folder = Path(name)
-        save_experts(folder, generated_banks(experts))
-        costs = {cached: measured_costs(folder, fits, cached) for cached in (False, True)}
-        ran: dict[tuple[str, bool | None], list[dict]] = {}
-        for _ in range(repeats):
-            truth, seconds = in_memory(rounds, experts)
-            ran.setdefault(("in memory", None), []).append({"seconds": seconds[WARM_UP:]})
-            for cached in (False, True):
-                for way in WAYS:
-                    found = from_disk(folder, rounds, truth, way, cached)
-                    ran.setdefault((way, cached), []).append(found)
-        size = sum(path.stat().st_size for path in folder.iterdir())
-    rows = [row(way, cached, runs, costs) for (way, cached), runs in ran.items()]
-    told = [{"page_cache": cached, **asdict(own)} for cached, own in costs.items()]
-    return [*rows, {"costs": told, "expert_bytes": size / experts}]
+    """Rounds of decoding each way, medians over repeats; the last row has the costs of a batch.
+
+    Two copies of the files: of one the system forgets what is read, the other it keeps in memory.
+    """
+    rows = []
+    with ExitStack() as after:
+        after.enter_context(torch.inference_mode())
+        folders = {}
+        for cached in (False, True):
+            name = after.enter_context(tempfile.TemporaryDirectory(dir=place))
+            folders[cached] = Path(name)
+            save_experts(folders[cached], generated_banks(experts))
+            (read_pages if cached else drop_pages)(folders[cached])
+        costs = {
+            cached: measured_costs(folder, experts, fits, repeats, cached)
+            for cached, folder in folders.items()
+        }
+        for said, rounds in batches.items():
+            runs = [timed_rounds(folders, rounds, experts) for _ in range(repeats)]
+            rows += [row(said, way, [run[way] for run in runs], costs) for way in runs[0]]
+            plain = {own["way"]: own["milliseconds"] for own in rows if own["batches"] == said}
+            for own in rows[-len(plain) :]:
+                own["over_memory"] = own["milliseconds"] / plain[IN_MEMORY]
+        size = sum(path.stat().st_size for path in folders[True].iterdir()) / experts
+    fitted = [{"page_cache": cached, **asdict(own)} for cached, own in costs.items()]
+    return [*rows, {"costs": fitted, "expert_bytes": size}]
 
 
 def row(
-    way: str, cached: bool | None, runs: Sequence[dict], costs: Mapping[bool, Costs]
+    said: str, way: str, runs: Sequence[Decoder], costs: Mapping[bool, Costs]
 ) -> dict[str, Any]:
-    """The medians over repeats, of the mean round."""
-    took = [statistics.fmean(run["seconds"]) for run in runs]
-    told = {
-        "way": way,
-        "page_cache": cached,
-        "milliseconds": 1e3 * statistics.median(took),
-        "spread": 1e3 * (max(took) - min(took)),
-        "tokens_per_second": ROOM / statistics.median(took),
-    }
-    if cached is None:
+    """The mean round: of medians over repeats."""
+
+    def mean(values: Sequence[Sequence[float]]) -> float:
+        return statistics.fmean(median(own) for own in zip(*values, strict=True))
+
+    counts = runs[0].counts[WARM_UP:]
+    _, touched, loaded = (statistics.fmean(own) for own in zip(*counts, strict=True))
+    took = 1e3 * mean([run.seconds[WARM_UP:] for run in runs])
+    each = [1e3 * statistics.fmean(run.seconds[WARM_UP:]) for run in runs]
+    told: dict[str, Any] = {"batches": said, "way": way, "milliseconds": took}
+    told |= {"repeats": each, "tokens_per_second": 1e3 * ROOM / took, "touched": touched}
+    if way == IN_MEMORY:
         return told
-    model = replace(costs[cached], overlapped=WAYS[way][1])
-    predicted = statistics.fmean(model.seconds(*count) for count in runs[0]["counts"])
-    more = {name: statistics.median(run[name] for run in runs) for name in ("waited", "hit_rate")}
-    loaded = statistics.fmean(loaded for _, _, loaded in runs[0]["counts"])
-    return told | more | {"loaded": loaded, "predicted": 1e3 * predicted}
+    prefetch, cached = WAYS[way]
+    model = replace(costs[cached], overlapped=prefetch)
+    predicted = 1e3 * statistics.fmean(model.seconds(*count) for count in counts)
+    waited = 1e3 * mean([run.waited[WARM_UP:] for run in runs])
+    return told | {"loaded": loaded, "waited": waited, "predicted": predicted}
 
 
 # All of it.
 
 TEXT = ("text", "accuracy", "repeats_predecessor", "training_seconds", "tokens")
-DISK = ("way", "page_cache", "milliseconds", "spread", "predicted", "waited", "hit_rate", "loaded")
+DISK = ("batches", "way", "milliseconds", "over_memory", "waited", "predicted", "touched", "loaded")
 COSTS = ("page_cache", "batch", "token", "touched", "loaded")
 RATES = ("stream", "policy", "known", "rates")
 SERVED = ("text", "backlog", "load", "queue", "tokens_per_second", "stay.p50", "stay.p95")
@@ -541,25 +590,26 @@ def main() -> None:
     shown("text", [{"text": name} | own for name, own in facts.items()], TEXT)
 
     wide = list(texts.values())[-1]
+    length, fits = (10, 24) if given.quick else (24, 40)
+    batches = {
+        said: decoding(wide.trace(requests), queue, 1, length + WARM_UP)
+        for said, queue in (("first come", ArrivalQueue()), ("by expert", ExpertQueues()))
+    }
     count = len(wide.documents)
-    rounds = decoding_rounds(wide.trace(requests), 12 if given.quick else 36)
-    fits = 24 if given.quick else 80
-    found = in_a_process(given.threads, timed_disk, given.disk, rounds, count, fits, repeats)
+    found = in_a_process(given.threads, timed_disk, given.disk, batches, count, fits, repeats)
     disk, costs = found[:-1], found[-1]
-    shown("a batch of decoding through all layers", disk, DISK)
-    shown("costs of a batch, seconds", costs["costs"], COSTS)
+    shown("a batch of decoding through all layers, in milliseconds", disk, DISK)
+    shown("costs of a batch, in seconds", costs["costs"], COSTS)
 
-    rates = hit_rates(texts, repeats, requests)
-    shown(f"hit rates in percent, capacities {CAPACITIES}", rates, RATES)
+    rates = hit_rates(texts, repeats, requests // 4)
+    shown(f"hit rates in percent, at capacities {CAPACITIES}", rates, RATES)
 
-    cold = {k: v for k, v in costs["costs"][0].items() if k != "page_cache"}
+    cold = {name: value for name, value in costs["costs"][0].items() if name != "page_cache"}
     prefetched = replace(Costs(**cold), overlapped=True)
-    served = [
-        own
-        for name, text in texts.items()
-        for own in servers(name, text, prefetched, repeats, requests)
-    ]
-    shown("simulated servers, prefetching from disk", served, SERVED)
+    served: list[dict[str, Any]] = []
+    for name, text in texts.items():
+        served += servers(name, text, prefetched, repeats, requests)
+    shown("simulated servers that prefetch from disk, in seconds", served, SERVED)
     if given.json:
         about = {"commit": commit(), "machine": machine("cpu"), "repeats": repeats}
         parts = {"text": facts, "disk": disk, **costs, "rates": rates, "served": served}

@@ -1,5 +1,6 @@
 from collections import Counter, deque
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -229,6 +230,24 @@ def test_what_comes_next_is_foretold_and_nothing_moves(
     assert len(queue) == before
     assert foretold == [queue.take(room) for _ in foretold]
     assert not len(queue)
+
+
+@given(units(), st.integers(5, 9), queues)
+def test_a_guess_is_what_happens_if_every_token_is_followed_by_its_like(
+    waiting: list[Unit], room: int, make
+) -> None:
+    queue: Queue = make()
+    queue.add(waiting)
+    batch = queue.take(room)
+    guessed = list(islice(queue.upcoming(room, batch), 12))
+    assert len(queue) == sum(map(len, waiting)) - batch.tokens
+    happened = []
+    for _ in guessed:
+        queue.add([Unit(unit.request, unit.experts[-1:]) for unit in batch.units])
+        batch = queue.take(room)
+        happened.append(batch)
+    assert guessed == happened
+    assert len(guessed) == (12 if waiting else 0)
 
 
 def test_the_expert_of_most_tokens_leads() -> None:

@@ -170,7 +170,7 @@ def test_a_server_for_one_at_a_time_is_the_queue_of_the_books() -> None:
     """M/D/1, Pollaczek and Khinchine: waiting is load / (2 (1 - load)) services in the mean."""
     random = np.random.default_rng(0)
     for load in (0.3, 0.6, 0.8):
-        arrivals = (random.exponential(size=20_000) / load).cumsum()
+        arrivals = (random.exponential(size=10_000) / load).cumsum()
         trace = [Request(arrival, (0,), ()) for arrival in arrivals.tolist()]
         served = simulate(trace, ArrivalQueue(), ExpertCache(1), 1, EACH)
         assert served.request.mean == pytest.approx(1 + load / (2 * (1 - load)), rel=0.08)
@@ -190,6 +190,28 @@ def test_a_backlog_lets_batching_by_expert_touch_fewer() -> None:
     by_expert, plain = run(ExpertQueues(), 64), run(ArrivalQueue(), 64)
     assert by_expert[0] < 0.6 * plain[0] and by_expert[1] > 1.3 * plain[1]
     assert run(ExpertQueues(max_wait=0), 64) == plain
+
+
+def test_a_guess_makes_up_for_what_the_queue_does_not_say() -> None:
+    """Steady routing by expert: who was just served is not queued, and is most likely to be next.
+
+    So with the queue alone Belady does worse than LRU, and with a guess better.
+    """
+    random = np.random.default_rng(0)
+
+    def steady() -> tuple[int, ...]:
+        fresh = random.integers(5, size=60)
+        moved = np.maximum.accumulate(np.where(random.random(60) < 0.03, np.arange(60), 0))
+        return tuple(fresh[moved].tolist())
+
+    trace = [Request(0.0, (0,), steady()) for _ in range(100)]
+
+    def hits(policy: str, guess: int = 0) -> float:
+        cache = ExpertCache[int](3, policy)
+        return simulate(trace, ExpertQueues(), cache, 16, EACH, active=32, guess=guess).hit_rate
+
+    assert hits("belady") < hits("lru") < hits("belady", guess=4)
+    assert hits("lru", guess=4) == hits("lru")
 
 
 def test_costs_are_found_in_timed_batches() -> None:
@@ -218,6 +240,8 @@ def test_bad_input_is_refused() -> None:
         simulate([], ArrivalQueue(), ExpertCache(1), 1, EACH)
     with pytest.raises(InputError, match=r"active=0"):
         simulate(trace, ArrivalQueue(), ExpertCache(1), 1, EACH, active=0)
+    with pytest.raises(InputError, match=r"guess=-1"):
+        simulate(trace, ArrivalQueue(), ExpertCache(1), 1, EACH, guess=-1)
     with pytest.raises(InputError, match=r"piece=0"):
         simulate(trace, ArrivalQueue(), ExpertCache(1), 1, EACH, piece=0)
     with pytest.raises(InputError, match=r"8 tokens of the prompt of request 0 in one piece"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,9 @@ from polypath.experts.mixed import ExpertList
 from polypath.language.config import RoutedLayers
 from polypath.plain import decode, encode
 from polypath.routing import MoE
+
+# Routers of which layers share a part, or whose layers differ.
+TOGETHER = ("recurrent", "reuse", "pregated", "dynamic", "autonomous")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,24 @@ class _Kept:
     stored: int
     rank: int = 0
     rows: Sequence[Sequence[int]] = ()
+
+
+def described(origin: Any, layer: Any, index: int) -> RoutedLayers | Literal["adopted"]:
+    """What a layer of a host is by itself, apart from those that it was attached with.
+
+    Raises InputError where nothing says how to make it, or it shares its router or its experts.
+    """
+    if origin is None:
+        raise InputError(f"merge: a function made layer {index}; nothing says how to save it")
+    if not isinstance(origin, RoutedLayers):
+        return "adopted"
+    if origin.router in TOGETHER:
+        raise InputError(
+            f"merge: layer {index} has a {origin.router!r} router, which is made for all layers "
+            "at once; one that each layer has by itself can be merged"
+        )
+    shared = 0 if layer.shared is None else layer.shared.down.weight.shape[1]
+    return replace(origin, hidden=layer.experts.down_proj.shape[2], shared_hidden=shared)
 
 
 def shrink(layer: MoE, merged: Merged, groups: Tensor | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -27,6 +29,8 @@ CHAINED = ("llama", "qwen3", "olmoe", "mixtral", "qwen3_moe", "deepseek_v3")
 # What the files of old checkpoints call a block, and transformers' modules.
 RENAMED = {"block_sparse_moe": "mlp"}
 
+_MMAP_THRESHOLD = -3  # glibc's malloc.h
+
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 
 
@@ -39,6 +43,7 @@ class Pieces:
     """
 
     def __init__(self, folder: Path) -> None:
+        _give_back()
         self.folder = folder
         self.config: PretrainedConfig = read_config(folder)
         if (folder / DESCRIPTION).exists():
@@ -212,6 +217,15 @@ def remembered(module: nn.Module, name: str) -> Tensor:
 def forget(module: nn.Module) -> None:
     """Take the memory of a module's parameters and buffers away."""
     module.to("meta")
+
+
+def _give_back() -> None:
+    """Make glibc give the memory of tensors back to the system as soon as they are gone.
+
+    By itself it learns to keep blocks of up to 32 MB, of which pieces then lie between others.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def _renamed(name: str) -> str:

@@ -18,7 +18,7 @@ from polypath.language.checkpoint import is_own
 from polypath.language.families import decoder_of
 from polypath.language.hosting import native_layers, place
 from polypath.language.manifest import DESCRIPTION, model_class, read_config
-from polypath.language.merged import Merged, shrink
+from polypath.language.merged import Merged, described, shrink
 from polypath.language.piecewise import CHAINED, Pieces
 from polypath.language.reading import windows_of
 from polypath.routing import routed_layers
@@ -181,6 +181,8 @@ def plan_merge(source: Path, config: Merge) -> Surgery:
             raise InputError(f"merge: excluded layer {index} is none of {sorted(decoder.routed())}")
     if not decoder.routed():
         raise InputError(f"{source}: {type(blank).__name__} has no experts to merge")
+    for index, layer in decoder.routed().items():
+        described(decoder.host.origins.get(index), layer, index)
     before = Size.of(blank)
     with torch.device("meta"):
         for index, layer in decoder.routed().items():

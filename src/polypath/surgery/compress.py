@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,9 +18,8 @@ from polypath.experts import ExpertList
 from polypath.experts.compressed import CompressedExpert, LowRankSparse
 from polypath.experts.merged import MergedExperts
 from polypath.language.checkpoint import save_here
-from polypath.language.config import RoutedLayers
 from polypath.language.families import Decoder, decoder_of
-from polypath.language.merged import Merged, activation_of
+from polypath.language.merged import Merged, activation_of, described
 from polypath.surgery.banks import stacks
 
 
@@ -39,11 +38,10 @@ def split_experts(model: PreTrainedModel, rank: int, excluded: Sequence[int] = (
         bank = layer.experts
         if not isinstance(bank, MergedExperts):
             count = len(cast(Tensor, stacks(bank)[2]))
-            origin = decoder.host.origins[index]
-            own = origin if isinstance(origin, RoutedLayers) else "adopted"
+            own = described(decoder.host.origins.get(index), layer, index)
             bank = MergedExperts(bank, torch.arange(count), count)
             layer.experts = bank
-            decoder.host.origins[index] = Merged(cast(Any, own), count)
+            decoder.host.origins[index] = Merged(own, count)
         if any(isinstance(m, LowRankSparse) for m in bank.modules()):
             raise InputError(f"compress: layer {index} is compressed already")
         weights, activation = stacks(bank.bank), activation_of(bank.bank)

@@ -17,10 +17,9 @@ from transformers import PreTrainedModel
 from polypath.errors import InputError
 from polypath.language import SubModel, attach, extract
 from polypath.language.checkpoint import save_here
-from polypath.language.config import RoutedLayers
 from polypath.language.families import Decoder, decoder_of
 from polypath.language.hosting import native_layers
-from polypath.language.merged import Merged, shrink
+from polypath.language.merged import Merged, described, shrink
 from polypath.routing import MoE
 from polypath.surgery.alignment import align
 from polypath.surgery.banks import stacks, write
@@ -134,10 +133,7 @@ def put(decoder: Decoder, index: int, fusion: Fusion) -> None:
     layer, origin = decoder.routed()[index], decoder.host.origins.get(index)
     if len(fusion.dominant) == len(fusion.groups):
         return
-    own: Any = origin if isinstance(origin, RoutedLayers) else "adopted"
-    if origin is None:
-        raise InputError(f"merge: a function made layer {index}; nothing says how to save it")
-    merged = Merged(own, len(fusion.dominant))
+    merged = Merged(described(origin, layer, index), len(fusion.dominant))
     device = next(layer.parameters()).device
     shrink(layer, merged, fusion.groups)
     layer.experts.to(device)
@@ -159,6 +155,8 @@ def fusions(model: PreTrainedModel, calibration: Calibration, config: Merge) -> 
             f"merge: layers {sorted(routed)} are routed, {sorted(calibration.routed)} were "
             "calibrated; calibrate(attach(model), batches) first"
         )
+    for index, layer in routed.items():  # told before anything is changed
+        described(decoder.host.origins.get(index), layer, index)
     counts = plan(calibration.routed, config)
     return {
         index: fuse(index, layer, calibration.routed[index], counts[index], config)
