@@ -36,7 +36,9 @@ from polypath.experts import (
     FeedForwardExperts,
     SharedExpert,
 )
-from polypath.experts.activations import Activation
+from polypath.experts.activations import ACTIVATIONS, Activation
+from polypath.experts.compressed import CompressedExpert
+from polypath.experts.merged import MergedExperts
 from polypath.routing import (
     Attention,
     AttentionRouter,
@@ -44,11 +46,14 @@ from polypath.routing import (
     DynamicRouter,
     Entropy,
     ExpertChoiceRouter,
+    FirstCome,
     HashRouter,
     Importance,
     LinearScorer,
     LoadBalance,
     MoE,
+    PerSlice,
+    PregatingScorer,
     ProgressiveScaling,
     RecurrentRouter,
     Router,
@@ -57,6 +62,7 @@ from polypath.routing import (
     SelectionBias,
     SigmoidGate,
     SimilarityRouter,
+    SoftmaxGate,
     SoftRouter,
     TopK,
     TopKRouter,
@@ -78,6 +84,12 @@ def nothing(things: int) -> dict[str, Any]:
 
 def tokens(things: int) -> dict[str, Any]:
     return {"tokens": torch.arange(things)}
+
+
+def sequence(things: int) -> dict[str, Any]:
+    """One sequence of tokens."""
+    places = torch.arange(things)
+    return {"tokens": places % 11, "positions": places, "shape": (1, things)}
 
 
 def attention(things: int) -> dict[str, Any]:
@@ -115,6 +127,22 @@ def scaled() -> Router:
     return TopKRouter(DIM, EXPERTS, 2, gate="softmax", losses=[LoadBalance()], candidates=limit)
 
 
+def switch() -> Router:
+    """Switch Transformers' router: the highest score, where its expert has room."""
+    return Router(LinearScorer(DIM, EXPERTS), FirstCome(3), SoftmaxGate(), [LoadBalance()])
+
+
+def per_slice() -> Router:
+    """The best copy of each of two slices."""
+    return Router(LinearScorer(DIM, EXPERTS), PerSlice(2), SoftmaxGate("chosen"))
+
+
+def pregated() -> Router:
+    """Read-ME's router ahead of the layers."""
+    scorer = PregatingScorer(11, EXPERTS, width=8, heads=2)
+    return Router(scorer, TopK(2), SoftmaxGate("chosen"), [LoadBalance()])
+
+
 ROUTERS = [
     Row("top-k", lambda: TopKRouter(DIM, EXPERTS, 2, losses=[LoadBalance(), RouterZ()])),
     Row("softmax", lambda: TopKRouter(DIM, EXPERTS, 1, gate="softmax", losses=[Importance()])),
@@ -147,6 +175,11 @@ ROUTERS = [
     ),
     Row("dynamic", lambda: DynamicRouter(DIM, EXPERTS, "mass", 0.7, [LoadBalance()])),
     Row("scaled", scaled, context=lambda things: {"step": 15}),
+    Row("affine", lambda: TopKRouter(DIM, EXPERTS, 2, "affine", scale=2.0)),
+    Row("hard", lambda: TopKRouter(DIM, EXPERTS, 2, gate="hard", losses=[Entropy()])),
+    Row("per-slice", per_slice),
+    Row("switch", switch),
+    Row("pregated", pregated, context=sequence, sums=True),
 ]
 
 
@@ -161,6 +194,18 @@ def feedforward(kind: str | Activation = "swiglu", **options: Any) -> Callable[[
     return lambda: FeedForwardExperts(EXPERTS, DIM, 6, kind, **options)
 
 
+def compressed() -> ExpertList:
+    """Low-rank matrices beside a few rows."""
+    return ExpertList(
+        CompressedExpert.split(
+            [torch.randn(12, DIM) / 3, None, torch.randn(DIM, 6) / 3, None],
+            ACTIVATIONS["swiglu"],
+            2,
+        )
+        for _ in range(EXPERTS)
+    )
+
+
 BANKS = [
     Row("swiglu", feedforward()),
     Row("geglu", feedforward("geglu", bias=True)),
@@ -173,6 +218,8 @@ BANKS = [
     Row("grouped", feedforward(bias=True, engine="grouped"), double=False),
     Row("different", different),
     Row("factored", lambda: FactoredExperts(EXPERTS, DIM, 6)),
+    Row("merged", lambda: MergedExperts(FeedForwardExperts(2, DIM, 6), [0, 1, 1, 0], 2)),
+    Row("compressed", compressed),
 ]
 
 
@@ -354,6 +401,8 @@ def of_things(context: dict[str, Any], which: Tensor | slice) -> dict[str, Any]:
             among = value.probabilities[:, :, which][..., which]
             values, output = value.values[:, :, which], value.output[:, which]
             return Attention(among, values, value.projection, output)
+        if isinstance(value, tuple):  # the shape of one sequence
+            return (1, len(torch.arange(value[1])[which]))
         return value[which] if isinstance(value, Tensor) else value
 
     return {name: part(value) for name, value in context.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from draws import Problem, problems, scores_of
 from polypath.errors import InputError
-from polypath.routing import SigmoidGate, SoftmaxGate, UniformGate
+from polypath.routing import HardGate, SigmoidGate, SoftmaxGate, UniformGate
 from references import (
     assert_same,
     rows,
@@ -89,3 +89,27 @@ def test_weights_of_a_thing_with_nothing_to_choose_are_zero(over: str) -> None:
 def test_softmax_over_something_else_is_refused() -> None:
     with pytest.raises(InputError, match="'chose'; did you mean 'chosen'"):
         SoftmaxGate("chose")
+
+
+def test_a_hard_gate_weighs_all_alike_and_passes_no_gradient() -> None:
+    scores = torch.randn(4, 5, requires_grad=True)
+    experts = torch.tensor([[0, 3], [1, -1], [2, 4], [-1, -1]])
+    gate = HardGate(2.5)
+    weights = gate.weights(scores, gate.probabilities(scores), experts)
+    assert weights.tolist() == [[2.5, 2.5], [2.5, 0], [2.5, 2.5], [0, 0]]
+    assert not weights.requires_grad
+    torch.testing.assert_close(gate.probabilities(scores), scores.softmax(-1))
+
+
+def test_a_straight_through_gate_has_the_gradient_of_the_probabilities() -> None:
+    scores = torch.randn(4, 5, requires_grad=True, dtype=torch.float64)
+    experts = torch.tensor([[0, 3], [1, -1], [2, 4], [-1, -1]])
+    gate = HardGate(2.5, through=True)
+    weights = gate.weights(scores, gate.probabilities(scores), experts)
+    plain = HardGate(2.5).weights(scores, None, experts)
+    torch.testing.assert_close(weights, plain)
+    pull = torch.randn(4, 2, dtype=torch.float64)
+    (grad,) = torch.autograd.grad((weights * pull).sum(), scores)
+    soft = scores.softmax(-1).gather(1, experts.clamp_min(0)).masked_fill(experts < 0, 0)
+    (wanted,) = torch.autograd.grad((soft * pull).sum(), scores)
+    torch.testing.assert_close(grad, wanted)

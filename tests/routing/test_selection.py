@@ -12,7 +12,9 @@ from polypath.errors import InputError
 from polypath.routing import (
     All,
     ExpertChoice,
+    FirstCome,
     LinearScorer,
+    PerSlice,
     RoutingContext,
     SelectionBias,
     TopK,
@@ -239,3 +241,45 @@ def test_experts_left_out_now_and_then_do_not_drift(naive: bool, drifts: bool) -
         bias.update()
     apart = float(bias.value[:4].mean() - bias.value[4:].mean()) / rate
     assert (apart > 20) == drifts and (drifts or abs(apart) < 5)
+
+
+@given(
+    sequences=st.integers(1, 3),
+    length=st.integers(1, 6),
+    experts=st.integers(1, 4),
+    room=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+def test_first_come_fills_the_room_of_each_sequence_in_order(
+    sequences: int, length: int, experts: int, room: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(sequences * length, experts, generator=generator)
+    context = RoutingContext(shape=(sequences, length))
+    found = FirstCome(room)(scores, scores, context)
+    for s in range(sequences):
+        left = [room] * experts
+        for t in range(length):
+            best = int(scores[s * length + t].argmax())
+            left[best] -= 1
+            wanted = best if left[best] >= 0 else -1
+            assert found[s * length + t].tolist() == [wanted]
+    with pytest.raises(InputError, match="room=0"):
+        FirstCome(0)
+
+
+def test_first_come_does_not_take_what_may_not_be_chosen() -> None:
+    scores = torch.tensor([[-math.inf, -math.inf], [0.0, -math.inf]])
+    assert FirstCome(2)(scores, scores, NOTHING).tolist() == [[-1], [0]]
+
+
+@given(copies=st.integers(1, 4), k=st.integers(1, 4), seed=st.integers(0, 9))
+def test_per_slice_takes_the_best_copy_of_each_position(copies: int, k: int, seed: int) -> None:
+    scores = torch.randn(5, copies * k, generator=torch.Generator().manual_seed(seed))
+    found = PerSlice(k)(scores, scores, NOTHING)
+    for row, own in zip(found.tolist(), scores, strict=True):
+        for position, expert in enumerate(row):
+            alike = range(position, copies * k, k)
+            assert expert == max(alike, key=lambda e: float(own[e]))
+    with pytest.raises(InputError, match="no copies of k=3 slices"):
+        PerSlice(3)(torch.zeros(1, 4), torch.zeros(1, 4), NOTHING)

@@ -67,14 +67,15 @@ class PregatingScorer(nn.Module):
         mask: Tensor | None = None,
         remember: Any = None,
     ) -> Tensor:
-        """Token ids (B, N) int64 to scores (B, N, E) float32.
+        """Token ids (B, N) int64 to scores (B, N, E), float32 or float64 as the router is.
 
         positions: (B, N), from 0 by default. mask: (B, N) bool, False for padding. remember: see
         `RoutingContext`.
         """
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        h = self.embedding(ids).float()
+        h = self.embedding(ids)
+        h = h.to(routing_dtype(h))
         h = h + self._attention(_norm(self.norms[0], h), positions, mask, remember)
         h = h + _linear(self.down, F.silu(_linear(self.up, _norm(self.norms[1], h))))
         return _linear(self.leave, _norm(self.norms[2], h))
@@ -103,7 +104,7 @@ class PregatingScorer(nn.Module):
         """Rotary places: the two halves of each head turn by angles that grow with the place."""
         x = h.unflatten(-1, (self.heads, -1))
         half = x.shape[-1] // 2
-        steps = torch.arange(half, device=h.device, dtype=torch.float32) / half
+        steps = torch.arange(half, device=h.device, dtype=h.dtype) / half
         angles = positions[..., None, None] * torch.exp(-math.log(10_000) * steps)
         a, b = x[..., :half], x[..., half:]
         cos, sin = angles.cos(), angles.sin()
@@ -115,9 +116,9 @@ class PregatingScorer(nn.Module):
 
 
 def _linear(module: nn.Module, h: Tensor) -> Tensor:
-    """A linear map in float32, whatever the model was cast to."""
-    return F.linear(h, module.weight.float(), module.bias.float())  # type: ignore[arg-type]
+    """A linear map in the dtype of h, whatever the model was cast to."""
+    return F.linear(h, module.weight.to(h.dtype), module.bias.to(h.dtype))  # type: ignore[arg-type]
 
 
 def _norm(module: nn.Module, h: Tensor) -> Tensor:
-    return F.rms_norm(h, h.shape[-1:], module.weight.float(), 1e-6)  # type: ignore[arg-type]
+    return F.rms_norm(h, h.shape[-1:], module.weight.to(h.dtype), 1e-6)  # type: ignore[arg-type]

@@ -169,8 +169,12 @@ class FirstCome(nn.Module):
     @torch.no_grad()
     def forward(self, scores: Tensor, probabilities: Tensor, context: RoutingContext) -> Tensor:
         best, experts = scores.max(-1)
+        if not len(scores):
+            return experts[:, None]
         length = context.shape[-1] if context.shape else len(scores)
         chosen = torch.zeros_like(scores, dtype=torch.int32).scatter_(1, experts[:, None], 1)
+        if context.mask is not None:  # padding takes no room
+            chosen *= context.mask[:, None]
         turn = chosen.unflatten(0, (-1, length)).cumsum(1).flatten(0, 1).gather(1, experts[:, None])
         late = (turn[:, 0] > self.room) | (best == -torch.inf)
         return experts.masked_fill(late, -1)[:, None]
