@@ -97,7 +97,7 @@ def convert(arguments: list[str]) -> None:
     if len(domains) < len(given.domains):
         raise InputError("convert: two domains have one name")
     if given.dry_run:
-        _show_plan(plan_conversion(given.checkpoint, method, list(domains)), given.checkpoint)
+        show_plan(plan_conversion(given.checkpoint, method, list(domains)), given.checkpoint)
         return
     out = given.out or Path(f"{given.checkpoint.resolve()}-{given.method}")
     with progress(steps_of(given.checkpoint, calibrated=bool(domains))) as told:
@@ -206,7 +206,7 @@ def merge(arguments: list[str]) -> None:
         given.align,
     )
     if given.dry_run:
-        _show_plan(plan_merge(given.checkpoint, config), given.checkpoint)
+        show_plan(plan_merge(given.checkpoint, config), given.checkpoint)
         return
     reading = Reading(**asdict(given.reading))
     out = given.out or Path(f"{given.checkpoint.resolve()}-merged")
@@ -227,13 +227,17 @@ def merge(arguments: list[str]) -> None:
     show(done, given.checkpoint, out)
 
 
-def _show_plan(surgery: Any, checkpoint: Path) -> None:
+def show_plan(surgery: Any, checkpoint: Path) -> None:
     """What an operation would do: the table of sizes."""
     from polypath.recipes.show import print_table
     from polypath.report.operations import outcome_of
 
-    print_table(outcome_of(surgery, checkpoint.name).tables[0])
-    print("nothing was read but shapes, and nothing was written")
+    outcome = outcome_of(surgery, checkpoint.name)
+    for table in outcome.tables[: 2 if surgery.moves else 1]:
+        print_table(table)
+    for note in surgery.notes:
+        print(note)
+    print("a dry run: nothing was written")
 
 
 def show(surgery: Any, checkpoint: Path, out: Path) -> None:

@@ -21,7 +21,6 @@ from polypath.language.manifest import DESCRIPTION, model_class, read_config
 from polypath.language.merged import Merged, described, shrink
 from polypath.language.piecewise import CHAINED, Pieces
 from polypath.language.reading import windows_of
-from polypath.routing import routed_layers
 from polypath.surgery.calibration import Calibration, ChannelSums, calibrate
 from polypath.surgery.compress import compressed, shed, split_experts
 from polypath.surgery.convert import Method, convert, dense_layers
@@ -124,7 +123,7 @@ def convert_checkpoint(
         model = from_pretrained(source)
         done = convert(model, method({name: calibrate(model, own) for name, own in read.items()}))
         told("converted")
-        _save(model, source, target, done)
+        save_changed(model, source, target, done)
     return done
 
 
@@ -166,7 +165,7 @@ def merge_checkpoint(
     else:
         done = merge(model, seen, config)
     told("merged")
-    _save(model, source, target, done)
+    save_changed(model, source, target, done)
     return done
 
 
@@ -220,7 +219,7 @@ def compress_checkpoint(
     rows = sum(len(one.kept) for one in compressed(model).values())
     note = f"matrices of rank {rank} beside {rows:,} whole rows, {steps} steps of recovery"
     done = replace(before, after=Size.of(model), notes=[*before.notes, note])
-    _save(model, teacher, folder, done)
+    save_changed(model, teacher, folder, done)
     return done
 
 
@@ -271,7 +270,7 @@ def tune_checkpoint(
     end = _held_loss(model, held)
     note = f"tuned for {tuning.steps} steps: {start:.3f} to {end:.3f} nats a token of its own text"
     done = replace(before, notes=[*before.notes, note])
-    _save(model, source, target, done)
+    save_changed(model, source, target, done)
     return done
 
 
@@ -280,18 +279,10 @@ def _held_loss(model: PreTrainedModel, batch: Tensor) -> float:
     return float(next_token(model.eval(), batch))
 
 
-def _save(model: PreTrainedModel, source: Path, target: Path, done: Surgery) -> None:
+def save_changed(model: PreTrainedModel, source: Path, target: Path, done: Surgery) -> None:
     """Write a changed model, its report, and what else the source has, such as a tokenizer."""
     save_pretrained(model, target)
     done.save(target)
     for path in source.iterdir():
         if path.is_file() and not is_own(path.name) and not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
-
-
-def routed_or_error(source: Path) -> PreTrainedModel:
-    """The model of a folder in memory; raises InputError when it has no routed layers."""
-    model = from_pretrained(source)
-    if not routed_layers(model):
-        raise InputError(f"{source}: {type(model).__name__} has no routed layers")
-    return model
