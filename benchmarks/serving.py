@@ -231,10 +231,9 @@ class Round:
 def decoding(trace: Sequence[Request], queue: Queue, backlog: int, count: int) -> list[Round]:
     """Of a server with so many batches waiting all the time; prompts are left out."""
     places = ROOM * (1 + backlog)
-    streams = [
-        cycle([expert for request in trace[place::places] for expert in request.generated])
-        for place in range(places)
-    ]
+    tokens = [expert for request in trace for expert in request.generated]
+    starts = [place * len(tokens) // places for place in range(places)]
+    streams = [cycle(tokens[start:] + tokens[:start]) for start in starts]
     rounds: list[Round] = []
     free: Sequence[int] = range(places)
     for _ in range(count):
@@ -467,10 +466,14 @@ def measured_costs(folder: Path, experts: int, count: int, repeats: int, cached:
 
 
 IN_MEMORY = "in memory"
-WAYS = {
-    f"{way}, {files}": (way == "prefetched", cached)
-    for cached, files in ((False, "from disk"), (True, "from the page cache"))
-    for way in ("on demand", "prefetched")
+WAYS = {  # experts of each layer in memory, prefetched, and whether files may stay in memory
+    f"{way} {files}": (capacity, prefetch, cached)
+    for files, cached in (("from disk", False), ("from the page cache", True))
+    for way, capacity, prefetch in (
+        (f"{HELD} held, on demand", HELD, False),
+        (f"{HELD + 1} held, on demand", HELD + 1, False),
+        (f"{HELD} held and 1 spare, prefetched", HELD, True),
+    )
 }
 
 
@@ -481,8 +484,8 @@ def timed_rounds(folders: Mapping[bool, Path], rounds: Sequence[Round], experts:
     """
     with ExitStack() as stores:
         decoders = {IN_MEMORY: Decoder(experts)}
-        for way, (prefetch, cached) in WAYS.items():
-            store = ExpertStore(folders[cached], HELD, "belady", prefetch, page_cache=cached)
+        for way, (capacity, prefetch, cached) in WAYS.items():
+            store = ExpertStore(folders[cached], capacity, "belady", prefetch, page_cache=cached)
             decoders[way] = Decoder(experts, stores.enter_context(store))
         for number, own in enumerate(rounds):
             order = np.random.default_rng(number).permutation(list(decoders)).tolist()
@@ -539,7 +542,7 @@ def row(
     told |= {"repeats": each, "tokens_per_second": 1e3 * ROOM / took, "touched": touched}
     if way == IN_MEMORY:
         return told
-    prefetch, cached = WAYS[way]
+    _, prefetch, cached = WAYS[way]
     model = replace(costs[cached], overlapped=prefetch)
     predicted = 1e3 * statistics.fmean(model.seconds(*count) for count in counts)
     waited = 1e3 * mean([run.waited[WARM_UP:] for run in runs])

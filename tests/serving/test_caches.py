@@ -179,33 +179,54 @@ def test_random_is_seeded_and_spreads() -> None:
     assert min(places) > 900  # 1000 each, standard deviation 27
 
 
-@given(st.lists(st.sets(st.integers(0, 6), min_size=1), max_size=20), capacities)
-def test_slots_hold_what_a_visit_needs(batches: list[set[int]], capacity: int) -> None:
-    """Loads are carried out as late and as early as is allowed; every visit finds its experts."""
+@given(
+    st.lists(st.sets(st.integers(0, 6), min_size=1), max_size=20),
+    capacities,
+    st.integers(0, 2),
+    st.booleans(),
+)
+def test_slots_hold_what_a_visit_needs(
+    batches: list[set[int]], capacity: int, spare: int, eager: bool
+) -> None:
+    """Loads are carried out as early as is allowed, or as late; each visit finds its experts."""
     for policy in POLICIES:
-        for eager in (False, True):
-            slots = Slots(ExpertCache(capacity, policy))
-            counted: ExpertCache[int] = ExpertCache(capacity, policy)
-            plans = [slots.plan(sorted(batch)) for batch in batches]
-            assert [len(loads) for _, loads in plans] == [
-                sum(not access.hit for access in counted.serve(sorted(batch))) for batch in batches
+        slots = Slots(ExpertCache(capacity, policy), spare)
+        counted: ExpertCache[int] = ExpertCache(capacity, policy)
+        plans, hits = [], []
+        for batch in batches:
+            accesses = counted.serve(sorted(batch))
+            hits.append({access.key for access in accesses if access.hit})
+            plans.append(slots.plan(sorted(batch)))
+            assert [load.expert for load in plans[-1][1]] == [
+                access.key for access in accesses if not access.hit
             ]
-            memory: dict[int, int] = {}
-            pending = [load for _, loads in plans for load in loads]
-            for batch, (visits, _) in zip(batches, plans, strict=True):
-                assert sorted(e for visit in visits for e in visit.slots) == sorted(batch)
-                assert len(batch) > capacity or policy in ("fifo", "random") or len(visits) == 1
-                for visit in visits:
-                    for load in list(pending):
-                        due = load in visit.loads or eager
-                        if due and load.after <= slots.over:
-                            memory[load.slot] = load.expert
-                            pending.remove(load)
-                    assert {s: memory[s] for s in visit.slots.values()} == {
-                        s: e for e, s in visit.slots.items()
-                    }
-                    slots.over += 1
-            assert set(memory) <= set(range(capacity)) and not pending
+        memory: dict[int, int] = {}
+        pending = [load for _, loads in plans for load in loads]
+        for batch, inside, (visits, _) in zip(batches, hits, plans, strict=True):
+            assert sorted(e for visit in visits for e in visit.slots) == sorted(batch)
+            assert all(set(v.slots) <= inside or not set(v.slots) & inside for v in visits)
+            assert len(batch) > capacity or policy in ("fifo", "random") or len(visits) <= 2
+            for visit in visits:
+                for load in list(pending):
+                    if load.after <= slots.over and (eager or load in visit.loads):
+                        memory[load.slot] = load.expert
+                        pending.remove(load)
+                for expert, slot in visit.slots.items():
+                    assert memory[slot] == expert
+                slots.over += 1
+        assert set(memory) <= set(range(capacity + spare)) and not pending
+
+
+def test_a_spare_slot_takes_who_comes_while_all_others_are_used() -> None:
+    """All experts inside serve the batch: without a spare slot, a load waits for one of them."""
+    for spare, waits in ((0, True), (1, False)):
+        slots = Slots(ExpertCache(3, "belady"), spare)
+        slots.plan([0, 1, 2])
+        before = slots.plan([0, 1, 2])
+        assert not before[1]
+        visits, (load,) = slots.plan([0, 1, 2, 3])
+        planned = 2 + len(visits)
+        assert (load.after > 2) == waits and load.after < planned
 
 
 def test_bad_input_is_refused() -> None:

@@ -61,16 +61,23 @@ def passes(draw: st.DrawFn) -> list[list[int]]:
     st.integers(1, EXPERTS),
     st.sampled_from(["belady", "lru", "fifo", "random"]),
     st.booleans(),
+    st.integers(0, 2),
     st.integers(0, 3),
 )
 def test_results_are_those_of_the_bank_in_memory(
-    tmp_path_factory, work: list[list[int]], capacity: int, policy: str, prefetch: bool, ahead: int
+    tmp_path_factory,
+    work: list[list[int]],
+    capacity: int,
+    policy: str,
+    prefetch: bool,
+    spare: int,
+    ahead: int,
 ) -> None:
     """Announced so many passes ahead, or not at all."""
     folder = tmp_path_factory.mktemp("experts")
     stored = banks()
     save_experts(folder, stored)
-    with ExpertStore(folder, capacity, policy, prefetch) as store:
+    with ExpertStore(folder, capacity, policy, prefetch, spare) as store:
         announced = 0
         for number, experts in enumerate(work):
             while ahead and announced < min(number + ahead, len(work)):
@@ -229,7 +236,7 @@ def test_nothing_is_overwritten_while_it_is_used(
     save_experts(tmp_path, stored)
     reads = Reads(monkeypatch)
     x = torch.randn(2, DIM)
-    with ExpertStore(tmp_path, capacity=2) as store:
+    with ExpertStore(tmp_path, capacity=2, spare=0) as store:
         store.announce([0, 1])
         store.announce([2, 3])
         for layer, (own, bank) in enumerate(zip(store.banks(), stored, strict=True)):
@@ -367,6 +374,8 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
     save_experts(tmp_path, stored)
     with pytest.raises(InputError, match=r"capacity=0"):
         ExpertStore(tmp_path, 0)
+    with pytest.raises(InputError, match=r"spare=-1"):
+        ExpertStore(tmp_path, 1, spare=-1)
     with pytest.raises(InputError, match=r"unknown cache policy"):
         ExpertStore(tmp_path, 1, "mru")
     save_experts(tmp_path, [stored[0], stored[1].double()])
