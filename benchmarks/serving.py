@@ -288,8 +288,8 @@ def batch_rates(rounds: list[Round]) -> Iterator[tuple[dict[str, Any], Rate]]:
 
 def hit_rates(texts: Mapping[str, Text], seeds: int, requests: int) -> list[dict[str, Any]]:
     """Medians over seeds, at every capacity: accesses token by token, and batch by batch."""
-    count = 15 * requests
-    draws = [np.random.default_rng(s).choice(7, 10 * count, p=DRAWS).tolist() for s in range(seeds)]
+    count = 5 * requests
+    draws = [np.random.default_rng(s).choice(7, 20_000, p=DRAWS).tolist() for s in range(seeds)]
     streams = {"independent draws": [token_rates(own) for own in draws]}
     for name, text in texts.items():
         traces = [text.trace(requests, seed=seed) for seed in range(seeds)]
@@ -353,7 +353,7 @@ def servers(
     for backlog in BACKLOGS:
         active = ROOM * (1 + backlog)
         for said, make in disciplines(backlog).items():
-            found = run(make, [trace[: 100 + 3 * active] for trace in traces], active)
+            found = run(make, [trace[: 100 + 2 * active] for trace in traces], active)
             most = max(most, found["tokens_per_second"]) if said == "first come" else most
             yield {"text": name, "backlog": backlog, "queue": said, **found}
     for share in (0.8, 1.1):
@@ -523,7 +523,8 @@ def timed_disk(
                 own["over_memory"] = own["milliseconds"] / plain[IN_MEMORY]
         size = sum(path.stat().st_size for path in folders[True].iterdir()) / experts
     fitted = [{"page_cache": cached, **asdict(own)} for cached, own in costs.items()]
-    return [*rows, {"costs": fitted, "expert_bytes": size}]
+    facts = {"costs": fitted, "expert_bytes": size, "load_average": os.getloadavg()}
+    return [*rows, facts]
 
 
 def row(
@@ -585,7 +586,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    repeats, requests, steps = (1, 60, 60) if given.quick else (3, 600, 250)
+    repeats, requests, steps = (1, 60, 60) if given.quick else (3, 400, 250)
     data = os.environ.get("POLYPATH_DATA")
     kinds = data_texts(Path(data)) if data else library_texts()
     texts = {f"{len(own)} kinds": Text(own, steps) for own in kinds}
@@ -604,7 +605,7 @@ def main() -> None:
     shown("a batch of decoding through all layers, in milliseconds", disk, DISK)
     shown("costs of a batch, in seconds", costs["costs"], COSTS)
 
-    rates = hit_rates(texts, repeats, requests // 4)
+    rates = hit_rates(texts, repeats, requests // 2)
     shown(f"hit rates in percent, at capacities {CAPACITIES}", rates, RATES)
 
     cold = {name: value for name, value in costs["costs"][0].items() if name != "page_cache"}

@@ -31,6 +31,7 @@ VOCABULARY, LENGTH, LAYERS = 23, 6, 3
 OWN: dict[str, dict[str, Any]] = {
     "recurrent": {"options": {"state": 5}},
     "reuse": {"options": {"start": 1, "end": 3}},
+    "pregated": {"options": {"vocabulary": VOCABULARY, "width": 8, "heads": 2}},
 }
 
 Combination = tuple[str, str, str | None]

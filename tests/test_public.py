@@ -15,8 +15,9 @@ PUBLIC = {
     "polypath.routing": """
         All Attention AttentionRouter AttentionScorer AutonomousRouter AutonomousScorer
         AuxiliaryLoss Candidates ChosenGates CosineScorer Coupling DynamicRouter Entropy
-        ExpertChoice ExpertChoiceRouter GateScorer HashRouter Importance LayerLoss LinearScorer
-        LoadBalance MLPScorer MoE NoisyLinearScorer OnlyExperts Orthogonality ProgressiveScaling
+        ExpertChoice ExpertChoiceRouter FirstCome GateScorer HardGate HashRouter Importance
+        LayerLoss LinearScorer LoadBalance MLPScorer MoE NoisyLinearScorer OnlyExperts
+        Orthogonality PerSlice PregatingScorer ProgressiveScaling
         RecurrentRouter RecurrentScorer Router RouterZ Routes Routing RoutingContext SelectionBias
         SigmoidGate SimilarityRouter SimilarityScorer SoftRouter SoftmaxGate Threshold TopK
         TopKRouter UniformGate current dispatch given losses record replay routed_layers schedule
@@ -31,6 +32,20 @@ PUBLIC = {
         Windows attach bits_per_byte build_stack detach elastic_step extract from_pretrained
         kinds_of most_used python_kinds read_corpus read_tokenizer reroute running save_pretrained
         text_kinds token_kinds whole
+    """,
+    "polypath.surgery": """
+        AlignConfig Aligned Calibration Check Cut DenseLayer FactorLLM FactorLoss GA GDIFF Granular
+        KnowledgeDistiller Lessons Merge Method Move NPO NeighbourhoodConstraint PriorApproximate
+        RMU ReadMe Recovery Reference Sample Size Slices Surgery Target Trainable Tuning Unlearned
+        Unlearning affinity align calibrate calibrate_pieces calibrating changed constrained_loss
+        convert convert_folder dense_layer distance fingerprints merge merge_folder
+        merge_to_native prior_label recover routed_layer shed split_experts supervise targets
+        teachers_of tune_experts tune_factored tune_granular tune_pregated tune_router unlearn
+    """,
+    "polypath.serving": """
+        Access ArrivalQueue Batch Belady Costs DiskExperts ExpertCache ExpertQueues ExpertStore
+        FIFO LRU Policy Queue Random Request Route Served Spread Unit follow poisson_trace replay
+        save_experts simulate
     """,
     "polypath.diagnosis": """
         Balance Fluctuation LayerCoupling Pathway Specialisation activity balance

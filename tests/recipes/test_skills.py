@@ -28,8 +28,7 @@ from polypath.recipes.skills import (
     skilled,
 )
 from polypath.routing import record
-from polypath.surgery.align import chosen_layers
-from polypath.surgery.neighbours import batches, look
+from polypath.surgery.neighbours import batches, chosen_layers, look
 
 
 def right(problem: Problem, cases: list[Case]) -> float:

@@ -10,6 +10,7 @@ import tyro
 
 from polypath.cli.operations import Text, show, show_plan
 from polypath.cli.parsing import parse
+from polypath.cli.progress import progress
 from polypath.errors import InputError
 
 
@@ -73,7 +74,8 @@ def align(arguments: list[str]) -> None:
         show_plan(plan, given.checkpoint)
         return
     out = given.out or Path(f"{given.checkpoint.resolve()}-aligned")
-    done = align_checkpoint(given.checkpoint, out, given.data, config, given.context)
+    with progress(None) as told:
+        done = align_checkpoint(given.checkpoint, out, given.data, config, given.context, told)
     show(done, given.checkpoint, out)
     for name, change in (("trained on", done.samples), ("held out", done.held_out)):
         if change is not None:
@@ -115,6 +117,10 @@ class Unlearn:
     reading: tyro.conf.OmitArgPrefixes[Text] = field(default_factory=Text)
 
 
+LOOKS = 20
+"""How often efficacy and utility are looked at on the way."""
+
+
 def unlearn(arguments: list[str]) -> None:
     """`polypath unlearn`."""
     line = "Make the expert that a text engages most forget it; all other experts stay."
@@ -136,6 +142,7 @@ def unlearn(arguments: list[str]) -> None:
         learning_rate=given.learning_rate,
         steps=given.steps,
         goal=given.goal,
+        every=max(1, given.steps // LOOKS),
     )
     own = asdict(given.reading)
     forget, retain = (Reading(**own | {"text": path}) for path in (given.forget, given.retain))
@@ -143,7 +150,8 @@ def unlearn(arguments: list[str]) -> None:
         show_plan(plan_unlearning(given.checkpoint, forget, config), given.checkpoint)
         return
     out = given.out or Path(f"{given.checkpoint.resolve()}-unlearned")
-    done = unlearn_checkpoint(given.checkpoint, out, forget, retain, config)
+    with progress(2 + given.steps // config.every) as told:
+        done = unlearn_checkpoint(given.checkpoint, out, forget, retain, config, told)
     show(done, given.checkpoint, out)
     first, last = done.curve[0], done.curve[-1]
     print(

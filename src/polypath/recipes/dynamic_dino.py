@@ -55,9 +55,9 @@ class Config:
     """Take about this many megabytes of the data."""
     seeds: int = 4
     """How many times everything is trained, with seeds 0, 1, …"""
-    steps: int = 500
+    steps: int = 400
     """Steps of the dense language model."""
-    tuning: int = 150
+    tuning: int = 120
     """Steps of each converted model, and of the dense one that goes on."""
     rate: float = 0.3
     """The learning rate of tuning, as a part of the dense model's."""

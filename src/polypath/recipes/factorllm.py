@@ -55,9 +55,9 @@ class Config:
     """Take about this many megabytes of the data."""
     seeds: int = 4
     """How many times everything is trained, with seeds 0, 1, …"""
-    steps: int = 700
+    steps: int = 500
     """Steps of the dense model."""
-    tuning: int = 150
+    tuning: int = 100
     """Steps of each converted model."""
     rate: float = 0.3
     """The learning rate of tuning, as a part of the dense model's."""

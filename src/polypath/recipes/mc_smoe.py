@@ -58,9 +58,9 @@ class Config:
     """Take about this many megabytes of the data."""
     seeds: int = 4
     """How many times everything is trained, with seeds 0, 1, …"""
-    steps: int = 600
+    steps: int = 450
     """Steps of the routed model, whose layers send each byte to one expert."""
-    recovery: int = 100
+    recovery: int = 60
     """Steps in which what was made of it is taught by it."""
     rate: float = 0.3
     """The learning rate of the recovery, as a part of the model's."""

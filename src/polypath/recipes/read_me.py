@@ -59,13 +59,13 @@ class Config:
     """Take about this many megabytes of each domain."""
     seeds: int = 4
     """How many times everything is trained, with seeds 0, 1, …"""
-    steps: int = 600
+    steps: int = 450
     """Steps of the dense model, on all domains alike."""
     rounds: int = 4
     """Rounds of router and experts in turn."""
-    router_steps: int = 25
+    router_steps: int = 20
     """Steps of the router in a round."""
-    expert_steps: int = 40
+    expert_steps: int = 30
     """Steps of all else in a round."""
     rate: float = 0.3
     """The learning rate of tuning, as a part of the dense model's; it falls by 0.8 each round."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from polypath.routing import routed_layers
 from polypath.surgery.align import AlignConfig, Aligned, align, routers
 from polypath.surgery.attribution import Batch, affinity, targets, trainable
 from polypath.surgery.checkpoints import BATCH, Reading, check_target, save_changed
-from polypath.surgery.neighbours import Sample
+from polypath.surgery.layerwise import Told, untold
+from polypath.surgery.neighbours import Sample, collate
 from polypath.surgery.questions import read_questions
 from polypath.surgery.report import Move, Size, Surgery
 from polypath.surgery.unlearn import Unlearned, Unlearning, unlearn
@@ -32,13 +35,11 @@ def routed(source: Path) -> PreTrainedModel:
     return model
 
 
-def samples_of(
-    source: Path, model: PreTrainedModel, questions: Path, context: int, limit: int | None
-) -> list[Sample]:
+def samples_of(source: Path, model: PreTrainedModel, questions: Path, context: int) -> list[Sample]:
     """A file's questions as the model reads them, the ends of those that are longer."""
     size = model.config.get_text_config().vocab_size
     found = []
-    for question in read_questions(questions, limit):
+    for question in read_questions(questions):
         prompt = encode(source, size, question.prompt).ids[-context:]
         answer = encode(source, size, question.answer).ids[:context]
         found.append(Sample(prompt.tolist(), answer.tolist()))
@@ -51,7 +52,7 @@ def align_checkpoint(
     questions: Path,
     config: AlignConfig,
     context: int = 256,
-    limit: int | None = None,
+    told: Told = untold,
 ) -> Aligned:
     """Train the routers of a checkpoint's last layers on questions; the rest stays as it is.
 
@@ -59,10 +60,15 @@ def align_checkpoint(
     """
     check_target(source, target)
     model = routed(source)
-    samples = samples_of(source, model, questions, context, limit)
+    samples = samples_of(source, model, questions, context)
     held = samples[HELD_OUT - 1 :: HELD_OUT]
     used = [own for place, own in enumerate(samples) if place % HELD_OUT != HELD_OUT - 1]
-    done = align(model, used, config, held)
+
+    def read(some: Sequence[Sample]) -> Any:
+        told("read a batch")
+        return collate(some)
+
+    done = align(model, used, config, held, read)
     save_changed(model, source, target, done)
     return done
 
@@ -71,7 +77,7 @@ def plan_alignment(source: Path, questions: Path, config: AlignConfig, context: 
     """What an alignment would train, and how much it would read."""
     model = routed(source)
     parts, size = routers(model, config.layers), Size.of(model)
-    samples = samples_of(source, model, questions, context, None)
+    samples = samples_of(source, model, questions, context)
     tokens = sum(len(own.prompt) + len(own.answer) for own in samples) / len(samples)
     passes = 3 * config.steps * config.batch + 2 * len(samples)
     note = f"{parts.count():,} numbers would be trained, {parts.count() / size.parameters:.4%}; "
@@ -99,7 +105,12 @@ def told_right(model: nn.Module, batches: list[Batch]) -> float:
 
 
 def unlearn_checkpoint(
-    source: Path, target: Path, forget: Reading, retain: Reading, config: Unlearning
+    source: Path,
+    target: Path,
+    forget: Reading,
+    retain: Reading,
+    config: Unlearning,
+    told: Told = untold,
 ) -> Unlearned:
     """Make a checkpoint forget a text in the expert that it engages most.
 
@@ -109,14 +120,13 @@ def unlearn_checkpoint(
     check_target(source, target)
     model = routed(source)
     gone, kept = (batches_of(source, model, one) for one in (forget, retain))
-    done = unlearn(
-        model,
-        gone,
-        kept,
-        config,
-        lambda own: told_right(own, gone),
-        lambda own: told_right(own, kept),
-    )
+
+    def efficacy(own: nn.Module) -> float:
+        found = told_right(own, gone)
+        told(f"told right {found:.1%} of what is to be forgotten")
+        return found
+
+    done = unlearn(model, gone, kept, config, efficacy, lambda own: told_right(own, kept))
     save_changed(model, source, target, done)
     return done
 
