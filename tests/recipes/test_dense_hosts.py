@@ -9,8 +9,8 @@ from polypath.errors import InputError
 from polypath.recipes.dense_hosts import (
     Clock,
     Host,
+    HostConfig,
     batches,
-    named,
     pretrain,
     read_bytes,
     scores,
@@ -88,4 +88,6 @@ def test_wrong_sizes_are_refused() -> None:
         Host(layers=0)
     with pytest.raises(InputError, match="multiple of 2 · heads"):
         Host(dim=10, heads=2)
-    assert named("it", {"bits": 2.0}) == {"it bits": 2.0}
+    for wrong in ({"seeds": 0}, {"windows": 0}, {"rate": 2.0}, {"dim": 5}):
+        with pytest.raises(InputError):
+            HostConfig(**wrong)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +68,50 @@ class Host:
             warmup=min(20, (steps or self.steps) // 5 + 1),
             floor=0.05,
             weight_decay=0.01,
+        )
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """The host that is trained first, and how much is seen of what becomes of it."""
+
+    limit_mb: float = 4.0
+    """Take about this many megabytes of a text."""
+    seeds: int = 4
+    """How many times everything is trained, with seeds 0, 1, …"""
+    steps: int = 450
+    """Steps of the host."""
+    rate: float = 0.3
+    """The learning rate of what follows, as a part of the host's."""
+    dim: int = 64
+    """Width of the model."""
+    hidden: int = 256
+    """Units of a feed-forward layer."""
+    layers: int = 4
+    """Layers of the model."""
+    context: int = 128
+    """Bytes in a window."""
+    windows: int = 192
+    """Windows to test on."""
+    workers: int = 0
+    """Seeds at once; 0 for one on each core."""
+
+    def __post_init__(self) -> None:
+        if min(self.seeds, self.windows) < 1 or not 0 < self.rate <= 1:
+            raise InputError(
+                f"seeds={self.seeds}, windows={self.windows}, rate={self.rate}; one at least, and "
+                "a rate up to 1"
+            )
+        self.host()
+
+    def host(self) -> Host:
+        """Its model, and how that is trained."""
+        return Host(
+            dim=self.dim,
+            hidden=self.hidden,
+            layers=self.layers,
+            context=self.context,
+            steps=self.steps,
         )
 
 
@@ -149,8 +192,3 @@ def scores(model: nn.Module, windows: Tensor, size: int = 32) -> dict[str, float
         right += int((logits.argmax(1) == wanted).sum())
     count = windows[:, 1:].numel()
     return {"bits": nats / count / math.log(2), "accuracy": right / count}
-
-
-def named(prefix: str, values: Mapping[str, float]) -> dict[str, Any]:
-    """The same values under "PREFIX NAME"."""
-    return {f"{prefix} {name}": value for name, value in values.items()}

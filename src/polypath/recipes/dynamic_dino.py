@@ -24,7 +24,7 @@ from polypath.recipes import multi_skill
 from polypath.recipes.dense_hosts import (
     STRIDE,
     Clock,
-    Host,
+    HostConfig,
     batches,
     pretrain,
     read_bytes,
@@ -46,58 +46,30 @@ PAPER = "Dynamic-DINO (2025)"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(HostConfig):
     """The hosts that are trained first, and how long what is made of them is tuned."""
 
     data: Path | None = None
     """A text file or a folder of them; the Python standard library's own source by default."""
-    limit_mb: float = 4.0
-    """Take about this many megabytes of the data."""
-    seeds: int = 4
-    """How many times everything is trained, with seeds 0, 1, …"""
     steps: int = 400
     """Steps of the dense language model."""
     tuning: int = 120
     """Steps of each converted model, and of the dense one that goes on."""
-    rate: float = 0.3
-    """The learning rate of tuning, as a part of the dense model's."""
+    hidden: int = 128
+    """Units of a feed-forward layer."""
     skill_steps: int = 1000
     """Steps of the small network of eight skills."""
     skill_tuning: int = 1500
     """Steps of tuning it in each form."""
-    dim: int = 64
-    """Width of the language model."""
-    hidden: int = 128
-    """Units of a feed-forward layer."""
-    layers: int = 4
-    """Layers of the language model."""
-    context: int = 128
-    """Bytes in a window."""
-    windows: int = 192
-    """Windows to test on."""
-    workers: int = 0
-    """Seeds at once; 0 for one on each core."""
 
     def __post_init__(self) -> None:
-        least = min(self.seeds, self.tuning, self.windows, self.skill_steps, self.skill_tuning)
-        if least < 1 or not 0 < self.rate <= 1:
+        super().__post_init__()
+        if min(self.tuning, self.skill_steps, self.skill_tuning) < 1 or self.hidden % 4:
             raise InputError(
-                f"seeds={self.seeds}, tuning={self.tuning}, windows={self.windows}, "
-                f"skill_steps={self.skill_steps}, skill_tuning={self.skill_tuning}, "
-                f"rate={self.rate}; one at least, and a rate up to 1"
+                f"tuning={self.tuning}, skill_steps={self.skill_steps}, "
+                f"skill_tuning={self.skill_tuning}, hidden={self.hidden}; a step at least, and a "
+                "multiple of 4 slices are needed"
             )
-        if self.hidden % 4:
-            raise InputError(f"hidden={self.hidden}; a multiple of 4 slices is needed")
-        self.host()
-
-    def host(self) -> Host:
-        return Host(
-            dim=self.dim,
-            hidden=self.hidden,
-            layers=self.layers,
-            context=self.context,
-            steps=self.steps,
-        )
 
 
 PRESETS: dict[str, dict[str, Any]] = {

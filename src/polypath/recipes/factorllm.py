@@ -22,7 +22,7 @@ from polypath.errors import InputError
 from polypath.recipes.dense_hosts import (
     STRIDE,
     Clock,
-    Host,
+    HostConfig,
     batches,
     language_steps,
     pretrain,
@@ -46,52 +46,23 @@ EXPERTS, ACTIVE = 4, (2, 1)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(HostConfig):
     """The host that is trained first, and how long what is made of it is tuned."""
 
     data: Path | None = None
     """A text file or a folder of them; the Python standard library's own source by default."""
-    limit_mb: float = 4.0
-    """Take about this many megabytes of the data."""
-    seeds: int = 4
-    """How many times everything is trained, with seeds 0, 1, …"""
     steps: int = 500
     """Steps of the dense model."""
     tuning: int = 100
     """Steps of each converted model."""
-    rate: float = 0.3
-    """The learning rate of tuning, as a part of the dense model's."""
-    dim: int = 64
-    """Width of the model."""
-    hidden: int = 256
-    """Units of a feed-forward layer; four experts share them."""
-    layers: int = 4
-    """Layers of the model."""
-    context: int = 128
-    """Bytes in a window."""
-    windows: int = 192
-    """Windows to test on."""
-    workers: int = 0
-    """Seeds at once; 0 for one on each core."""
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.tuning, self.windows) < 1 or not 0 < self.rate <= 1:
+        super().__post_init__()
+        if self.tuning < 1 or self.hidden % EXPERTS:
             raise InputError(
-                f"seeds={self.seeds}, tuning={self.tuning}, windows={self.windows}, "
-                f"rate={self.rate}; one at least, and a rate up to 1"
+                f"tuning={self.tuning}, hidden={self.hidden}; a step at least, and a multiple of "
+                f"{EXPERTS} experts are needed"
             )
-        if self.hidden % EXPERTS:
-            raise InputError(f"hidden={self.hidden}; a multiple of {EXPERTS} experts is needed")
-        self.host()
-
-    def host(self) -> Host:
-        return Host(
-            dim=self.dim,
-            hidden=self.hidden,
-            layers=self.layers,
-            context=self.context,
-            steps=self.steps,
-        )
 
 
 PRESETS: dict[str, dict[str, Any]] = {

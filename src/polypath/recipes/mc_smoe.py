@@ -24,7 +24,7 @@ from polypath.language import RoutedLayers, attach
 from polypath.recipes.dense_hosts import (
     STRIDE,
     Clock,
-    Host,
+    HostConfig,
     batches,
     read_bytes,
     scores,
@@ -49,67 +49,38 @@ PAPER = "MC-SMoE (2024)"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(HostConfig):
     """The routed host that is trained first, how far it is shrunk and how it recovers."""
 
     data: Path | None = None
     """A text file or a folder of them; the Python standard library's own source by default."""
-    limit_mb: float = 4.0
-    """Take about this many megabytes of the data."""
-    seeds: int = 4
-    """How many times everything is trained, with seeds 0, 1, …"""
-    steps: int = 450
-    """Steps of the routed model, whose layers send each byte to one expert."""
     recovery: int = 60
-    """Steps in which what was made of it is taught by it."""
-    rate: float = 0.3
-    """The learning rate of the recovery, as a part of the model's."""
-    dim: int = 64
-    """Width of the model."""
+    """Steps in which what was made of the host is taught by it."""
     experts: int = 16
-    """Experts in each layer."""
+    """Experts in each layer, one of which serves a byte."""
     kept: int = 4
     """Experts that a layer keeps, on average; the first layer keeps all, as they are."""
     hidden: int = 64
     """Width of an expert."""
-    layers: int = 4
-    """Layers of the model."""
     rank: int = 8
     """Rank of compressed matrices of merged experts."""
     rows: float = 0.1
     """The part of the rows that these keep beside it."""
-    context: int = 128
-    """Bytes in a window."""
     calibration: int = 256
     """Windows on which routers are watched."""
-    windows: int = 192
-    """Windows to test on."""
-    workers: int = 0
-    """Seeds at once; 0 for one on each core."""
 
     def __post_init__(self) -> None:
-        least = min(self.seeds, self.recovery, self.windows, self.calibration, self.rank)
-        if least < 1 or not 0 < self.rate <= 1 or not 0 < self.rows <= 1:
+        super().__post_init__()
+        if min(self.recovery, self.calibration, self.rank) < 1 or not 0 < self.rows <= 1:
             raise InputError(
-                f"seeds={self.seeds}, recovery={self.recovery}, windows={self.windows}, "
-                f"calibration={self.calibration}, rank={self.rank}, rate={self.rate}, "
-                f"rows={self.rows}; one at least, and parts up to 1"
+                f"recovery={self.recovery}, calibration={self.calibration}, rank={self.rank}, "
+                f"rows={self.rows}; one at least, and a part up to 1"
             )
         if not 1 <= self.kept < self.experts or self.layers < 2:
             raise InputError(
                 f"kept={self.kept} of experts={self.experts} in layers={self.layers}; "
                 "1 ≤ kept < experts and two layers at least are needed"
             )
-        self.host()
-
-    def host(self) -> Host:
-        return Host(
-            dim=self.dim,
-            hidden=self.hidden,
-            layers=self.layers,
-            context=self.context,
-            steps=self.steps,
-        )
 
     def small(self) -> tuple[int, float]:
         """Rank and rows of all experts that take the bytes which merged ones take with theirs."""

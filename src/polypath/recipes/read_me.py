@@ -32,7 +32,14 @@ from polypath.recipes.carving import (
     tune_layers,
     usage,
 )
-from polypath.recipes.dense_hosts import STRIDE, Clock, Host, language_steps, tiling
+from polypath.recipes.dense_hosts import (
+    STRIDE,
+    Clock,
+    Host,
+    HostConfig,
+    language_steps,
+    tiling,
+)
 from polypath.recipes.domains import Splits, domains
 from polypath.recipes.trials import Facts, conclude, trials
 from polypath.report import Claim, Outcome, Table, judge
@@ -49,7 +56,7 @@ PAPER = "Read-ME (2024)"
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(HostConfig):
     """The domains, the host that is trained first on all of them, and how it is refactored."""
 
     domains: tuple[Path, ...] = ()
@@ -57,53 +64,26 @@ class Config:
     and Unicode's table of characters."""
     limit_mb: float = 0.6
     """Take about this many megabytes of each domain."""
-    seeds: int = 4
-    """How many times everything is trained, with seeds 0, 1, …"""
-    steps: int = 450
-    """Steps of the dense model, on all domains alike."""
     rounds: int = 4
-    """Rounds of router and experts in turn."""
+    """Rounds of router and experts in turn; each is slower than the one before by 0.8."""
     router_steps: int = 20
     """Steps of the router in a round."""
     expert_steps: int = 30
     """Steps of all else in a round."""
-    rate: float = 0.3
-    """The learning rate of tuning, as a part of the dense model's; it falls by 0.8 each round."""
     kept: float = 0.5
     """The part of the channels that an expert has."""
-    dim: int = 64
-    """Width of the model."""
-    hidden: int = 256
-    """Units of a feed-forward layer."""
-    layers: int = 4
-    """Layers of the model."""
     router_width: int = 64
     """Width of the router ahead of the layers."""
-    context: int = 128
-    """Bytes in a window."""
     windows: int = 48
     """Windows of each domain to test on."""
-    workers: int = 0
-    """Seeds at once; 0 for one on each core."""
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.rounds, self.router_steps, self.expert_steps, self.windows) < 1:
+        super().__post_init__()
+        if min(self.rounds, self.router_steps, self.expert_steps) < 1 or not 0 < self.kept < 1:
             raise InputError(
-                f"seeds={self.seeds}, rounds={self.rounds}, router_steps={self.router_steps}, "
-                f"expert_steps={self.expert_steps}, windows={self.windows}; one at least"
+                f"rounds={self.rounds}, router_steps={self.router_steps}, "
+                f"expert_steps={self.expert_steps}, kept={self.kept}; one at least, and a part of 1"
             )
-        if not 0 < self.rate <= 1 or not 0 < self.kept < 1:
-            raise InputError(f"rate={self.rate}, kept={self.kept}; parts of 1 are right")
-        self.host()
-
-    def host(self) -> Host:
-        return Host(
-            dim=self.dim,
-            hidden=self.hidden,
-            layers=self.layers,
-            context=self.context,
-            steps=self.steps,
-        )
 
 
 PRESETS: dict[str, dict[str, Any]] = {
