@@ -169,10 +169,10 @@ def test_two_ways_not_to_hold_a_model_are_one(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["reverse", "forward", "l2-sp"])
-def test_what_is_held_hard_stays(folder: Path, by: Any) -> None:
+@pytest.mark.parametrize(("by", "share"), [("reverse", 0.2), ("forward", 0.3), ("l2-sp", 0.8)])
+def test_what_is_held_hard_stays(folder: Path, by: Any, share: float) -> None:
     before = started(folder)
-    held, _ = tune(LESSON, folder, Held(by, 1000.0), 0, Silent())
+    held, _ = tune(LESSON, folder, Held(by, 10.0), 0, Silent())
     plain, _ = tune(LESSON, folder, Held("reverse", 0.0), 0, Silent())
     moved = [abs(math.log(one["last"]["domain"] / before["domain"])) for one in (held, plain)]
-    assert moved[0] < 0.3 * moved[1]
+    assert moved[0] < share * moved[1]

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hosts import DENSE, NATIVE, tiny_model
 from polypath.errors import InputError
 from polypath.language import RoutedLayers, attach
-from polypath.routing import RoutingContext, TopKRouter, losses, routed_layers
+from polypath.routing import RoutingContext, TopKRouter, losses, record, routed_layers
 from polypath.surgery.neighbourhood import (
     Deferred,
     Direction,
@@ -286,11 +286,17 @@ def test_routed_layers_remember_the_policy_s_forward() -> None:
     batch = text()
     alone = deepcopy(model)
     alone(**batch, use_cache=False)
-    held = constrained_loss(model, Adapted(2, 2).off, batch)
+    with record(model) as routes:
+        held = constrained_loss(model, Adapted(2, 2).off, batch)
     assert float(held.kl) == 0
+    assert {len(forwards) for forwards in routes.values()} == {1}
     torch.testing.assert_close(losses(model), losses(alone))
     for layer, other in zip(*(routed_layers(m).values() for m in (model, alone)), strict=True):
         assert torch.equal(layer.router.selection.bias.seen, other.router.selection.bias.seen)
+    before = losses(model)
+    with at_rest(model):
+        model(batch["input_ids"][:1])
+    torch.testing.assert_close(losses(model), before, rtol=0, atol=0)
 
 
 # Property 8: the neighbourhood is that of the Fisher metric.

@@ -77,7 +77,7 @@ class HostConfig:
 
     limit_mb: float = 4.0
     """Take about this many megabytes of a text."""
-    seeds: int = 4
+    seeds: int = 3
     """How many times everything is trained, with seeds 0, 1, …"""
     steps: int = 450
     """Steps of the host."""

@@ -138,7 +138,7 @@ def at_rest(model: nn.Module, without: Without = nullcontext) -> Iterator[None]:
     After it, the model is as it was: modes, random states, and what routed layers remember.
     """
     training = [module for module in model.modules() if module.training]
-    with rehearsal(model), without():
+    with torch.no_grad(), without():
         for module in training:  # the flag alone: train(False) may do more, as merge adapters
             module.training = False
         try:
