@@ -191,8 +191,8 @@ def test_the_heavier_it_weighs_the_less_a_model_drifts() -> None:
 
 
 def test_what_does_not_count_changes_nothing() -> None:
-    z, first = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
-    valid = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
+    z, first = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    valid = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.bool)
     constraint = NeighbourhoodConstraint(
         lambda z, _: z[valid].square().mean(), lambda b: b[0], lambda b: b[1], lambda _: valid
     )

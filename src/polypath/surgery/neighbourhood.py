@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polypath.errors import InputError, unknown
 from polypath.routing.layer import rehearsal
+from polypath.surgery.attribution import evaluation
 
 Direction = Literal["reverse", "forward"]
 """KL(policy ‖ reference), the method's, or KL(reference ‖ policy), its ablation."""
@@ -137,15 +138,8 @@ def at_rest(model: nn.Module, without: Without = nullcontext) -> Iterator[None]:
 
     After it, the model is as it was: modes, random states, and what routed layers remember.
     """
-    training = [module for module in model.modules() if module.training]
-    with torch.no_grad(), without():
-        for module in training:  # the flag alone: train(False) may do more, as merge adapters
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with rehearsal(model), without(), evaluation(model):
+        yield
 
 
 def frozen(model: Model) -> Model:
