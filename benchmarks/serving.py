@@ -1,6 +1,6 @@
 """What known-ahead routing brings a server: cache hits, batches by expert, experts from disk.
 
-    python benchmarks/serving.py [--quick] [--threads N] [--disk FOLDER] [--json FILE]
+    python benchmarks/serving.py [--quick] [--only PART] [--threads N] [--disk FOLDER] [--json FILE]
 
 Three parts. Decoding through generated layers whose experts lie on disk, really timed: on demand,
 prefetched, and all in memory, with the files in the page cache and not; timed batches give the
@@ -9,7 +9,9 @@ text, simulated with these costs: first come beside by expert, at several backlo
 
 The text is of several kinds: files under POLYPATH_DATA if it is set, else the standard library's. A
 small causal router learns to tell the kinds apart, and is the route; its accuracy is shown. The
-requests that are served are of text that it has not seen. Wall seconds; medians over repeats.
+requests that are served are of text that it has not seen. Medians over repeats. Times are wall
+seconds less those in which the computing thread waited for a core that others used (Linux counts
+them); where such waiting was much, prefetching, which needs a second core, cannot show what it can.
 """
 
 from __future__ import annotations
@@ -400,6 +402,14 @@ def one_expert(experts: Sequence[int], count: int) -> Routing:
     return Routing(torch.zeros(len(experts), count), chosen, torch.ones(chosen.shape, dtype=DTYPE))
 
 
+def hindered() -> float:
+    """Seconds that this thread was ready and had no core; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
 def things(number: int, tokens: int) -> Tensor:
     return torch.randn(tokens, DIM, generator=torch.Generator().manual_seed(number)).to(DTYPE)
 
@@ -412,18 +422,22 @@ class Decoder:
         banks = store.banks() if store else generated_banks(count)
         self.layers = [Layer(bank, seed) for seed, bank in enumerate(banks)]
         self.seconds: list[float] = []
+        self.hindered: list[float] = []
         self.waited: list[float] = []
         self.counts: list[tuple[int, int, int]] = []
 
     def run(self, number: int, own: Round) -> Tensor:
         x, routing = things(number, len(own.experts)), one_expert(own.experts, self.count)
         misses, waited = self._told()
+        before = hindered()
         start = time.perf_counter()
         if self.store:
             self.store.announce(own.experts, own.guessed)
         for layer in self.layers:
             x = layer(x, routing)
-        self.seconds.append(time.perf_counter() - start)
+        took, idle = time.perf_counter() - start, hindered() - before
+        self.seconds.append(took - idle)
+        self.hindered.append(idle)
         more, longer = self._told()
         self.counts.append((len(own.experts), len(own.unique), (more - misses) // LAYERS))
         self.waited.append(longer - waited)
@@ -540,6 +554,7 @@ def row(
     took = 1e3 * mean([run.seconds[WARM_UP:] for run in runs])
     each = [1e3 * statistics.fmean(run.seconds[WARM_UP:]) for run in runs]
     told: dict[str, Any] = {"batches": said, "way": way, "milliseconds": took}
+    told["hindered"] = 1e3 * mean([run.hindered[WARM_UP:] for run in runs])
     told |= {"repeats": each, "tokens_per_second": 1e3 * ROOM / took, "touched": touched}
     if way == IN_MEMORY:
         return told
@@ -553,7 +568,17 @@ def row(
 # All of it.
 
 TEXT = ("text", "accuracy", "repeats_predecessor", "training_seconds", "tokens")
-DISK = ("batches", "way", "milliseconds", "over_memory", "waited", "predicted", "touched", "loaded")
+DISK = (
+    "batches",
+    "way",
+    "milliseconds",
+    "hindered",
+    "over_memory",
+    "waited",
+    "predicted",
+    "touched",
+    "loaded",
+)
 COSTS = ("page_cache", "batch", "token", "touched", "loaded")
 RATES = ("stream", "policy", "known", "rates")
 SERVED = ("text", "backlog", "load", "queue", "tokens_per_second", "stay.p50", "stay.p95")
@@ -581,44 +606,48 @@ def _cell(own: Mapping[str, Any], column: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less of everything, one repeat")
+    parser.add_argument("--only", choices=["disk", "rates", "servers"], help="servers needs costs")
     parser.add_argument("--threads", type=int, default=1, help="threads for products")
     parser.add_argument("--disk", help="a folder on the disk to measure; the temporary one if not")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, beside others'")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     repeats, requests, steps = (1, 60, 60) if given.quick else (3, 400, 250)
+    wanted = [given.only] if given.only else ["disk", "rates", "servers"]
+    kept = given.json is not None and given.json.exists()
+    known: dict[str, Any] = json.loads(given.json.read_text()) if kept else {}
+
     data = os.environ.get("POLYPATH_DATA")
     kinds = data_texts(Path(data)) if data else library_texts()
     texts = {f"{len(own)} kinds": Text(own, steps) for own in kinds}
-    facts = {name: text.facts(requests) for name, text in texts.items()}
-    shown("text", [{"text": name} | own for name, own in facts.items()], TEXT)
-
-    wide = list(texts.values())[-1]
-    length, fits = (10, 24) if given.quick else (24, 40)
-    batches = {
-        said: decoding(wide.trace(requests), queue, 1, length + WARM_UP)
-        for said, queue in (("first come", ArrivalQueue()), ("by expert", ExpertQueues()))
-    }
-    count = len(wide.documents)
-    found = in_a_process(given.threads, timed_disk, given.disk, batches, count, fits, repeats)
-    disk, costs = found[:-1], found[-1]
-    shown("a batch of decoding through all layers, in milliseconds", disk, DISK)
-    shown("costs of a batch, in seconds", costs["costs"], COSTS)
-
-    rates = hit_rates(texts, repeats, requests // 2)
-    shown(f"hit rates in percent, at capacities {CAPACITIES}", rates, RATES)
-
-    cold = {name: value for name, value in costs["costs"][0].items() if name != "page_cache"}
-    prefetched = replace(Costs(**cold), overlapped=True)
-    served: list[dict[str, Any]] = []
-    for name, text in texts.items():
-        served += servers(name, text, prefetched, repeats, requests)
-    shown("simulated servers that prefetch from disk, in seconds", served, SERVED)
+    known |= {"commit": commit(), "machine": machine("cpu"), "repeats": repeats}
+    known["text"] = [{"text": name, **text.facts(requests)} for name, text in texts.items()]
+    shown("text", known["text"], TEXT)
+    if "disk" in wanted:
+        wide = list(texts.values())[-1]
+        length, fits = (8, 20) if given.quick else (12, 28)
+        batches = {
+            said: decoding(wide.trace(requests), queue, 1, length + WARM_UP)
+            for said, queue in (("first come", ArrivalQueue()), ("by expert", ExpertQueues()))
+        }
+        more = given.disk, batches, len(wide.documents), fits, repeats
+        *known["disk"], costs = in_a_process(given.threads, timed_disk, *more)
+        known |= costs
+        shown("a batch of decoding through all layers, in milliseconds", known["disk"], DISK)
+        shown("costs of a batch, in seconds", known["costs"], COSTS)
+    if "rates" in wanted:
+        known["rates"] = hit_rates(texts, repeats, requests // 2)
+        shown(f"hit rates in percent, at capacities {CAPACITIES}", known["rates"], RATES)
+    if "servers" in wanted:
+        own = {name: value for name, value in known["costs"][0].items() if name != "page_cache"}
+        costs = replace(Costs(**own), overlapped=True)
+        known["served"] = []
+        for name, text in texts.items():
+            known["served"] += servers(name, text, costs, repeats, requests)
+        shown("simulated servers that prefetch from disk, in seconds", known["served"], SERVED)
     if given.json:
-        about = {"commit": commit(), "machine": machine("cpu"), "repeats": repeats}
-        parts = {"text": facts, "disk": disk, **costs, "rates": rates, "served": served}
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(about | parts, indent=1))
+        given.json.write_text(json.dumps(known, indent=1))
 
 
 if __name__ == "__main__":

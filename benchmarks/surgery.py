@@ -133,7 +133,7 @@ def calls(model: Any, device: str) -> Iterator[tuple[str, Call]]:
             return run(model, new, cache)
 
         def back(cache: Any = cache) -> None:
-            cache.crop(PROMPT)
+            cache.crop(-1)
 
         yield f"decoding {batch}", (step, back)
 
