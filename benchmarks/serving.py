@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 from statistics import median
@@ -367,14 +367,20 @@ def servers(
 # Decoding with experts on disk, timed.
 
 
+@cache
+def attention(seed: int) -> tuple[Tensor, Tensor]:
+    """The maps of a layer, and the keys and values of the past; all decoders share them."""
+    torch.manual_seed(seed)
+    maps = (torch.randn(4, DIM, DIM) / DIM**0.5).to(DTYPE)
+    return maps, torch.randn(2, ROOM, HEADS, PAST, DIM // HEADS).to(DTYPE)
+
+
 class Layer(nn.Module):
     """A decoder layer in one step of decoding: attention over a past, and a bank of experts."""
 
     def __init__(self, bank: nn.Module, seed: int) -> None:
         super().__init__()
-        torch.manual_seed(seed)
-        self.maps = (torch.randn(4, DIM, DIM) / DIM**0.5).to(DTYPE)
-        self.past = torch.randn(2, ROOM, HEADS, PAST, DIM // HEADS).to(DTYPE)
+        self.maps, self.past = attention(seed)
         self.bank = bank
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
@@ -390,10 +396,15 @@ class Layer(nn.Module):
         return x + self.bank(F.rms_norm(x, (DIM,)), routing)
 
 
-def generated_banks(experts: int) -> Iterator[FeedForwardExperts]:
-    for layer in range(LAYERS):
-        torch.manual_seed(100 + layer)
-        yield FeedForwardExperts(experts, DIM, HIDDEN).to(DTYPE).requires_grad_(False)
+@cache
+def generated_banks(experts: int) -> list[FeedForwardExperts]:
+    """The experts of each layer, made once."""
+    torch.manual_seed(100)
+    with torch.device("meta"):
+        banks = [FeedForwardExperts(experts, DIM, HIDDEN).to(DTYPE) for _ in range(LAYERS)]
+    for bank in banks:
+        bank.to_empty(device="cpu").requires_grad_(False).reset_parameters()
+    return banks
 
 
 def one_expert(experts: Sequence[int], count: int) -> Routing:

@@ -182,7 +182,7 @@ def on_domains(training: int, steps: int, seed: int, reporter: Reporter) -> tupl
 
 def ways_of_text(steps: int, goal: float) -> dict[str, Unlearning]:
     """How a source is forgotten: in one expert, by all parameters, and in an expert by draw."""
-    uoe = Unlearning(goal=goal, steps=steps, tokens=SHOWN)
+    uoe = Unlearning(goal=goal, steps=steps, tokens=SHOWN, every=2)
     full = replace(uoe, scope="all")
     return {
         "uoe": uoe,

@@ -63,9 +63,9 @@ class Config:
     """At most so many steps to forget one."""
     text_training: int = 400
     """Optimiser steps in which a language model learns both sources."""
-    text_steps: int = 250
+    text_steps: int = 200
     """At most so many steps to forget one, at each learning rate."""
-    rates: Sequence[float] = (2e-4, 6e-4, 2e-3)
+    rates: Sequence[float] = (3e-4, 1e-3, 3e-3)
     """Learning rates that every way on text chooses from, on validation text."""
     dim: int = 64
     """Width of the language model."""

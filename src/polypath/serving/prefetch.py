@@ -27,6 +27,7 @@ from polypath.experts.feedforward import FeedForward, FeedForwardExperts
 from polypath.files import replace_file
 from polypath.routing import Routing
 from polypath.routing.dispatch import dispatch
+from polypath.routing.dispatch.memory import on_huge_pages
 from polypath.routing.files import write_tensors
 from polypath.serving.caches import ExpertCache, Load, Slots, Visit
 
@@ -109,7 +110,7 @@ class _Layer:
         self.slots = slots
         self.network = file.network
         self.weights = [
-            torch.empty(slots.count, *file.shapes[name], dtype=file.dtype)
+            on_huge_pages(torch.empty(slots.count, *file.shapes[name], dtype=file.dtype))
             if name in file.shapes
             else None
             for name in WEIGHTS
@@ -247,9 +248,8 @@ class ExpertStore:
         folder = Path(folder)
         if spare < 0:
             raise InputError(f"ExpertStore: spare={spare}; 0 or more places are needed")
-        files = [
-            _File(_path(folder, n)) for n in range(len(list(folder.glob("layer-*.safetensors"))))
-        ]
+        count = len(list(folder.glob("layer-*.safetensors")))
+        files = [_File(_path(folder, layer)) for layer in range(count)]
         sizes = {(file.num_experts, file.dim, file.dtype) for file in files}
         if len(sizes) != 1:
             found = f"layers of {', '.join(map(str, sizes))}" if sizes else "no layers"
