@@ -8,7 +8,7 @@ costs of a batch. Hit rates of caches on independent draws and on routed text. A
 text, simulated with these costs: first come beside by expert, at several backlogs and loads.
 
 The text is of several kinds: files under POLYPATH_DATA if it is set, else the standard library's. A
-small causal router learns to tell the kinds apart, and is the route; its accuracy is shown. The
+small pre-gating router learns to tell the kinds apart, and is the route; its accuracy is shown. The
 requests that are served are of text that it has not seen. Medians over repeats. Times are wall
 seconds less those in which the computing thread waited for a core that others used (Linux counts
 them); where such waiting was much, prefetching, which needs a second core, cannot show what it can.
@@ -44,7 +44,7 @@ from torch.nn import functional as F
 
 from polypath.experts import FeedForwardExperts
 from polypath.language import BPETokenizer
-from polypath.routing import Routing
+from polypath.routing import PregatingScorer, Routing
 from polypath.serving import (
     ArrivalQueue,
     Costs,
@@ -136,29 +136,13 @@ def library_texts() -> tuple[Texts, Texts]:
     return kinds, kinds
 
 
-class Router(nn.Module):
-    """A causal stand-in for a pre-gating router: a GRU over token ids, (B, T) to (B, T, E)."""
-
-    def __init__(self, vocabulary: int, experts: int, width: int = 96) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.state = nn.GRU(width, width, batch_first=True)
-        self.leave = nn.Linear(width, experts)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.leave(self.state(self.embedding(ids))[0])
-
-    def route(self, ids: Tensor) -> Tensor:
-        return self(ids[None])[0].argmax(-1)
-
-
 def trained(
     documents: Mapping[str, Sequence[Tensor]], vocabulary: int, steps: int, length: int = 64
-) -> Router:
-    """A router that has seen windows of every kind of document, as many of each."""
+) -> PregatingScorer:
+    """A router of token ids that has seen windows of every kind of document, as many of each."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    router = Router(vocabulary, len(documents))
+    router = PregatingScorer(vocabulary, len(documents), width=96)
     streams = [torch.cat(list(texts)) for texts in documents.values()]
     optimiser = torch.optim.AdamW(router.parameters(), lr=3e-3)
     rows = 64 // len(streams)
@@ -166,7 +150,7 @@ def trained(
     for _ in range(steps):
         starts = [random.integers(len(ids) - length, size=rows) for ids in streams]
         batch = [ids[s : s + length] for ids, own in zip(streams, starts, strict=True) for s in own]
-        loss = F.cross_entropy(router(torch.stack(batch)).flatten(0, 1), kinds.flatten())
+        loss = F.cross_entropy(router.decide(torch.stack(batch)).flatten(0, 1), kinds.flatten())
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -185,7 +169,7 @@ class Text:
             seen[kind], unseen[kind] = ids[:cut], ids[cut:]
         start = time.perf_counter()
         router = trained(seen, tokenizer.vocab_size, steps)
-        self.route: Route = router.route
+        self.route: Route = lambda ids: router.decide(ids[None])[0].argmax(-1)
         self.seconds = time.perf_counter() - start
         self.documents = unseen
 

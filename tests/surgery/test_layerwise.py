@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,35 @@ def test_what_stops_leaves_nothing_behind(tmp_path: Path, texts: dict) -> None:
     with pytest.raises(Stopped):
         merge_folder(Pieces(tmp_path / "source"), tmp_path / "out", texts["one"], Merge(4), stop)
     assert (tmp_path / "out" / "config.json").read_text() == "what was there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def merge_until(folder: Path, texts: dict, last: str) -> None:
+    """Merge a folder, and be killed when so far is told."""
+
+    def told(line: str) -> None:
+        if line == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    merge_folder(Pieces(folder / "source"), folder / "out", texts["one"], Merge(4), told)
+
+
+@pytest.mark.parametrize("last", ["calibrated layer 1", "wrote layer 0", "wrote layer 2"])
+def test_a_kill_leaves_the_source_and_no_half_of_a_target(
+    last: str, tmp_path: Path, texts: dict, logits: Any
+) -> None:
+    saved("Olmoe", tmp_path / "source")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    process = multiprocessing.get_context("spawn").Process(
+        target=merge_until, args=(tmp_path, texts, last)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert {p.name: p.read_bytes() for p in (tmp_path / "source").iterdir()} == files
+    merge_until(tmp_path, texts, "never")
+    assert logits(from_pretrained(tmp_path / "out")).isfinite().all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 

@@ -1,0 +1,354 @@
+"""Message passing without messages in memory: compiled loops for the CPU, forward and backward.
+
+The columns, B queries times D, are cut into tiles, and each thread walks all edges for its tiles:
+rows of a tile stay in the cache, and no two threads write to one place. `passing.reference` is the
+same as the equation reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+from torch.autograd import Function
+
+from polypath.graphs.kernels import array, inner, kernel
+
+OPERATIONS = {"times": 0, "plus": 1, "minimum": 2}
+TILE = 512
+"""Columns of a tile at most: what a node gathers stays in the nearest cache."""
+
+
+class Sum(Function):
+    """The sum of messages and boundary."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, edges: Any, h: Tensor, values: Tensor, boundary: Tensor, message: str
+    ) -> Tensor:
+        ctx.edges, ctx.message = edges, OPERATIONS[message]
+        ctx.save_for_backward(h, values)
+        found = boundary.contiguous().clone()
+        _sum(
+            *_graph(edges), _columns(h), _values(values, h), ctx.message, _width(h), _columns(found)
+        )
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        h, values = ctx.saved_tensors
+        return None, *_back(ctx, h, values, grads), None
+
+
+class Extreme(Function):
+    """The greatest or the least of messages and boundary."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, edges: Any, h: Tensor, values: Tensor, boundary: Tensor, message: str, which: str
+    ) -> Tensor:
+        ctx.edges, ctx.message = edges, OPERATIONS[message]
+        found = boundary.contiguous().clone()
+        greatest, columns = which == "max", _columns(found)
+        _extreme(
+            *_graph(edges),
+            _columns(h),
+            _values(values, h),
+            ctx.message,
+            _width(h),
+            greatest,
+            columns,
+        )
+        ctx.save_for_backward(h, values, boundary, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        h, values, boundary, found = ctx.saved_tensors
+        return None, *_back(ctx, h, values, grads, boundary, (found,)), None, None
+
+
+class Statistics(Function):
+    """Sum, sum of squares, maximum and minimum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, edges: Any, h: Tensor, values: Tensor, boundary: Tensor, message: str
+    ) -> tuple[Tensor, ...]:
+        ctx.edges, ctx.message = edges, OPERATIONS[message]
+        boundary = boundary.contiguous()
+        found = [boundary.clone(), boundary * boundary, boundary.clone(), boundary.clone()]
+        columns = [_columns(part) for part in found]
+        _statistics(
+            *_graph(edges), _columns(h), _values(values, h), ctx.message, _width(h), *columns
+        )
+        ctx.save_for_backward(h, values, boundary, *found[2:])
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        h, values, boundary, *extremes = ctx.saved_tensors
+        return None, *_back(ctx, h, values, grads, boundary, tuple(extremes)), None
+
+
+def _graph(edges: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return array(edges.starts), array(edges.sources), array(edges.types)
+
+
+def _width(h: Tensor) -> int:
+    """Columns of a tile; each thread has one at least, where that is not tiny."""
+    return max(16, min(TILE, -(-h.shape[1] * h.shape[2] // torch.get_num_threads())))
+
+
+def _columns(x: Tensor) -> np.ndarray:
+    """(N, B · D), the memory of a contiguous tensor or of a copy."""
+    return array(x).reshape(len(x), -1)
+
+
+def _values(values: Tensor, h: Tensor) -> np.ndarray:
+    """Values as (R, columns), or (R, 1) where one value is that of all columns."""
+    if values.ndim == 2 and values.shape[1] > 1:
+        values = values[:, None].expand(-1, h.shape[1], -1)
+    return array(values).reshape(len(values), -1)
+
+
+def _stacked(parts: tuple[Tensor, ...], h: Tensor) -> np.ndarray:
+    """(parts, N, B · D)."""
+    columns = h.shape[1] * h.shape[2]
+    return array(
+        torch.stack(parts).view(-1, len(h), columns) if parts else h.new_zeros(0, 0, columns)
+    )
+
+
+def _back(
+    ctx: Any,
+    h: Tensor,
+    values: Tensor,
+    grads: tuple[Tensor, ...],
+    boundary: Tensor | None = None,
+    peaks: tuple[Tensor, ...] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of h, values and boundary, from those of the sums, the squares and the peaks."""
+    smooth, steep = grads[: len(grads) - len(peaks)], grads[len(grads) - len(peaks) :]
+    nothing = _columns(h[:0])
+    sums, squares = [*map(_columns, smooth), nothing, nothing][:2]
+    of_h, of_boundary = h.new_zeros(h.shape), h.new_zeros(h.shape)
+    wide = values.new_zeros(len(values) if ctx.needs_input_grad[2] else 0, *h.shape[1:])
+    _gradients(
+        *_graph(ctx.edges),
+        _columns(h),
+        _values(values, h),
+        ctx.message,
+        _width(h),
+        _columns(h if boundary is None else boundary),
+        sums,
+        squares,
+        _stacked(peaks, h),
+        _stacked(steep, h),
+        _columns(of_h),
+        _columns(wide),
+        _columns(of_boundary),
+    )
+    return of_h, wide.sum(1) if values.ndim == 2 else wide, of_boundary
+
+
+@inner
+def _message(x: float, value: float, operation: int) -> float:
+    if operation == 0:
+        return x * value
+    if operation == 1:
+        return x + value
+    return min(x, value)
+
+
+@inner
+def _row(values: np.ndarray, kind: int, first: int, last: int, buffer: np.ndarray) -> np.ndarray:
+    """A type's values in the columns of a tile."""
+    if values.shape[1] > 1:
+        return values[kind, first:last]
+    buffer[:] = values[kind, 0]
+    return buffer[: last - first]
+
+
+@kernel
+def _statistics(
+    starts: np.ndarray,
+    sources: np.ndarray,
+    types: np.ndarray,
+    h: np.ndarray,
+    values: np.ndarray,
+    operation: int,
+    width: int,
+    sums: np.ndarray,
+    squares: np.ndarray,
+    highs: np.ndarray,
+    lows: np.ndarray,
+) -> None:
+    for tile in prange(-(-h.shape[1] // width)):
+        first, last = tile * width, min(tile * width + width, h.shape[1])
+        size = last - first
+        buffer, own = np.empty(width, h.dtype), np.empty((4, size), h.dtype)
+        total, square, high, low = own[0], own[1], own[2], own[3]
+        for node in range(len(starts) - 1):
+            total[:], square[:] = sums[node, first:last], squares[node, first:last]
+            high[:], low[:] = highs[node, first:last], lows[node, first:last]
+            for edge in range(starts[node], starts[node + 1]):
+                source = sources[edge]
+                value = _row(values, types[edge], first, last, buffer)
+                for c in range(size):
+                    m = _message(h[source, first + c], value[c], operation)
+                    total[c] += m
+                    square[c] += m * m
+                    high[c] = m if m > high[c] else high[c]
+                    low[c] = m if m < low[c] else low[c]
+            sums[node, first:last], squares[node, first:last] = total, square
+            highs[node, first:last], lows[node, first:last] = high, low
+
+
+@kernel
+def _sum(
+    starts: np.ndarray,
+    sources: np.ndarray,
+    types: np.ndarray,
+    h: np.ndarray,
+    values: np.ndarray,
+    operation: int,
+    width: int,
+    sums: np.ndarray,
+) -> None:
+    for tile in prange(-(-h.shape[1] // width)):
+        first, last = tile * width, min(tile * width + width, h.shape[1])
+        buffer = np.empty(width, h.dtype)
+        for node in range(len(starts) - 1):
+            total = sums[node, first:last]
+            for edge in range(starts[node], starts[node + 1]):
+                x = h[sources[edge], first:last]
+                value = _row(values, types[edge], first, last, buffer)
+                for c in range(last - first):
+                    total[c] += _message(x[c], value[c], operation)
+
+
+@kernel
+def _extreme(
+    starts: np.ndarray,
+    sources: np.ndarray,
+    types: np.ndarray,
+    h: np.ndarray,
+    values: np.ndarray,
+    operation: int,
+    width: int,
+    greatest: bool,
+    found: np.ndarray,
+) -> None:
+    for tile in prange(-(-h.shape[1] // width)):
+        first, last = tile * width, min(tile * width + width, h.shape[1])
+        buffer = np.empty(width, h.dtype)
+        for node in range(len(starts) - 1):
+            best = found[node, first:last]
+            for edge in range(starts[node], starts[node + 1]):
+                x = h[sources[edge], first:last]
+                value = _row(values, types[edge], first, last, buffer)
+                if greatest:
+                    for c in range(last - first):
+                        best[c] = max(best[c], _message(x[c], value[c], operation))
+                else:
+                    for c in range(last - first):
+                        best[c] = min(best[c], _message(x[c], value[c], operation))
+
+
+@kernel
+def _gradients(
+    starts: np.ndarray,
+    sources: np.ndarray,
+    types: np.ndarray,
+    h: np.ndarray,
+    values: np.ndarray,
+    operation: int,
+    width: int,
+    boundary: np.ndarray,
+    of_sums: np.ndarray,
+    of_squares: np.ndarray,
+    peaks: np.ndarray,
+    of_peaks: np.ndarray,
+    of_h: np.ndarray,
+    of_values: np.ndarray,
+    of_boundary: np.ndarray,
+) -> None:
+    """Of sums and squares where these have rows; peaks, of_peaks: (extremes, N, columns)."""
+    for tile in prange(-(-h.shape[1] // width)):
+        first, last = tile * width, min(tile * width + width, h.shape[1])
+        size = last - first
+        buffer, slope = np.empty(width, h.dtype), np.empty(size, h.dtype)
+        plain, double = np.zeros(size, h.dtype), np.zeros(size, h.dtype)
+        peak, left = np.empty((len(peaks), size), h.dtype), np.empty((len(peaks), size), h.dtype)
+        for node in range(len(starts) - 1):
+            own = of_boundary[node, first:last]
+            if len(of_sums):
+                plain[:] = of_sums[node, first:last]
+            if len(of_squares):
+                double[:] = 2 * of_squares[node, first:last]
+            own[:] = plain + double * boundary[node, first:last]
+            for which in range(len(peaks)):
+                peak[which] = peaks[which, node, first:last]
+                left[which] = of_peaks[which, node, first:last]
+                _first_at(boundary[node, first:last], peak[which], left[which], own)
+            for edge in range(starts[node], starts[node + 1]):
+                x = h[sources[edge], first:last]
+                value = _row(values, types[edge], first, last, buffer)
+                for c in range(size):
+                    slope[c] = plain[c] + double[c] * _message(x[c], value[c], operation)
+                for which in range(len(peaks)):
+                    _first_message_at(x, value, operation, peak[which], left[which], slope)
+                target = of_h[sources[edge], first:last]
+                for c in range(size):
+                    target[c] += slope[c] * _by_x(x[c], value[c], operation)
+                if len(of_values):
+                    target = of_values[types[edge], first:last]
+                    for c in range(size):
+                        target[c] += slope[c] * _by_value(x[c], value[c], operation)
+
+
+@inner
+def _first_at(found: np.ndarray, peak: np.ndarray, left: np.ndarray, slope: np.ndarray) -> None:
+    """Where what is found is the extreme, it takes the gradient that is left."""
+    for c in range(len(peak)):
+        at = found[c] == peak[c]
+        slope[c] += left[c] if at else 0
+        left[c] = 0 if at else left[c]
+
+
+@inner
+def _first_message_at(
+    x: np.ndarray,
+    value: np.ndarray,
+    operation: int,
+    peak: np.ndarray,
+    left: np.ndarray,
+    slope: np.ndarray,
+) -> None:
+    for c in range(len(peak)):
+        at = _message(x[c], value[c], operation) == peak[c]
+        slope[c] += left[c] if at else 0
+        left[c] = 0 if at else left[c]
+
+
+@inner
+def _by_x(x: float, value: float, operation: int) -> float:
+    """How a message grows with x; of equals, x is the least."""
+    if operation == 0:
+        return value
+    if operation == 1:
+        return 1
+    return 1 if x <= value else 0
+
+
+@inner
+def _by_value(x: float, value: float, operation: int) -> float:
+    if operation == 0:
+        return x
+    if operation == 1:
+        return 1
+    return 0 if x <= value else 1
