@@ -105,14 +105,14 @@ def _width(h: Tensor) -> int:
 
 def _columns(x: Tensor) -> np.ndarray:
     """(N, B · D), the memory of a contiguous tensor or of a copy."""
-    return array(x).reshape(len(x), -1)
+    return array(x.flatten(1))
 
 
 def _values(values: Tensor, h: Tensor) -> np.ndarray:
     """Values as (R, columns), or (R, 1) where one value is that of all columns."""
     if values.ndim == 2 and values.shape[1] > 1:
         values = values[:, None].expand(-1, h.shape[1], -1)
-    return array(values).reshape(len(values), -1)
+    return array(values.flatten(1))
 
 
 def _stacked(parts: tuple[Tensor, ...], h: Tensor) -> np.ndarray:
