@@ -1,75 +1,102 @@
-"""Real graphs: those on every machine, and public ones that lie in a folder.
+"""Real graphs: those on every machine, and public ones that lie in a folder or are fetched.
 
-`folder` is where the user has the data sets, one folder each; a graph that needs none is the import
-graph of the running Python.
+Public data sets are looked for in a folder that has one folder for each: the one given, else the
+one that POLYPATH_DATA names, else the user's cache, into which they are fetched.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import sysconfig
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polypath.errors import InputError
 from polypath.graphs.adjacency import undirected
 from polypath.graphs.files import NamedGraph
 
 PLANETOID = ("cora", "citeseer", "pubmed")
+HETEROPHILOUS = "https://raw.githubusercontent.com/yandex-research/heterophilous-graphs/main/data"
+FETCHED = Path("~/.cache/polypath")
 
 
-def planetoid(folder: Path, name: str) -> NamedGraph:
-    """Cora, Citeseer or Pubmed, from the files ind.NAME.* in folder/NAME; names are numbers.
+def data_folder(folder: Path | None = None) -> Path | None:
+    """The folder given, else the one that POLYPATH_DATA names, if any."""
+    named = os.environ.get("POLYPATH_DATA")
+    return folder or (Path(named) if named else None)
 
-    With binary features whose rows sum to 1, and classes. Where only the graph is there, without.
-    Raises InputError when the files are not there. These are pickles of the data's authors: take
-    them from a source that you trust.
+
+def planetoid(name: str, folder: Path | None = None) -> NamedGraph:
+    """Cora, Citeseer or Pubmed, from files ind.NAME.* in folder/NAME, else fetched.
+
+    With binary features whose rows sum to 1, and classes; the graph alone where the folder has
+    ind.NAME.graph alone. Nodes are named by their numbers. The files are pickles of the data's
+    authors: take them from a source that you trust.
+    Raises InputError for other names, and where the files can neither be found nor fetched.
     """
     if name not in PLANETOID:
         raise InputError(f"planetoid: no data set {name!r}; {', '.join(PLANETOID)} are known")
-    own = folder / name
-    graph = own / f"ind.{name}.graph"
-    if not graph.exists():
-        raise InputError(
-            f"{graph} is not there; it is one of the eight files of Planetoid's {name}"
-        )
-    if not (own / f"ind.{name}.x").exists():
-        return _planetoid_graph(graph)
+    folder = data_folder(folder)
+    own = folder / name if folder else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what has moved in SciPy and torch since
+        from torch_geometric.datasets import Planetoid
         from torch_geometric.io import read_planetoid_data
-
-        data = read_planetoid_data(str(own), name)
-    x = data.x / data.x.sum(1, keepdim=True).clamp_min(1)
-    names = [str(node) for node in range(data.num_nodes)]
-    return NamedGraph(undirected(data.edge_index, data.num_nodes), names, x, data.y)
-
-
-def _planetoid_graph(path: Path) -> NamedGraph:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
         from torch_geometric.io.planetoid import edge_index_from_dict, read_file
 
-        edge_index = edge_index_from_dict(read_file(str(path.parent), path.parent.name, "graph"))
-    names = [str(node) for node in range(int(edge_index.max()) + 1)]
-    return NamedGraph(undirected(edge_index, len(names)), names)
+        if own and (own / f"ind.{name}.x").exists():
+            data = read_planetoid_data(str(own), name)
+        elif own and (own / f"ind.{name}.graph").exists():
+            lists = read_file(str(own), name, "graph")
+            return _numbered(edge_index_from_dict(lists, num_nodes=len(lists)), len(lists))
+        else:
+            with _fetching(f"the files of Planetoid's {name}"):
+                data = Planetoid(str(FETCHED.expanduser() / "planetoid"), name)[0]
+    x = data.x / data.x.sum(1, keepdim=True).clamp_min(1)
+    return _numbered(data.edge_index, data.num_nodes, x, data.y)
 
 
-def heterophilous(folder: Path, name: str) -> NamedGraph:
-    """A graph of heterophilous-graphs, such as tolokers, from folder/heterophilous/NAME.npz."""
-    path = folder / "heterophilous" / f"{name}.npz"
+def heterophilous(name: str, folder: Path | None = None) -> NamedGraph:
+    """A graph such as tolokers or minesweeper, from folder/heterophilous/NAME.npz, else fetched.
+
+    Raises InputError where it can neither be found nor fetched.
+    """
+    folder = data_folder(folder)
+    path = (folder or FETCHED.expanduser()) / "heterophilous" / f"{name}.npz"
+    if not path.exists() and folder is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _fetching(f"{name}.npz"):
+            torch.hub.download_url_to_file(f"{HETEROPHILOUS}/{name}.npz", path, progress=False)
     if not path.exists():
         known = sorted(one.stem for one in path.parent.glob("*.npz"))
         raise InputError(f"{path} is not there; the folder has {', '.join(known) or 'none'}")
     with np.load(path) as found:
         x, y = torch.from_numpy(found["node_features"]), torch.from_numpy(found["node_labels"])
         pairs = torch.from_numpy(found["edges"]).long().T
-    names = [str(node) for node in range(len(x))]
-    return NamedGraph(undirected(pairs, len(x)), names, x.float(), y.long())
+    return _numbered(pairs, len(x), x.float(), y.long())
+
+
+def _numbered(
+    edge_index: Tensor, nodes: int, x: Tensor | None = None, y: Tensor | None = None
+) -> NamedGraph:
+    return NamedGraph(undirected(edge_index, nodes), [str(node) for node in range(nodes)], x, y)
+
+
+@contextmanager
+def _fetching(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # urllib's errors are among these
+        raise InputError(
+            f"{what} cannot be fetched: {error}; POLYPATH_DATA may name a folder that has them"
+        ) from error
 
 
 def import_graph() -> NamedGraph:
