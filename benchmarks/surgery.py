@@ -3,7 +3,7 @@
     python benchmarks/surgery.py [--quick] [--device cuda] [--threads N] [--json FILE]
 
 A contender is a whole language model with its weights; the base is the one that it was made of,
-timed just before and just after. Prefill: 4 prompts of 256 tokens. Decoding: one token, or one
+timed just before and just after. Prefill: a prompt of 256 tokens. Decoding: one token, or one
 token each of 16 prompts, behind 256. In CPU seconds of the process (wall seconds on a GPU);
 medians over rounds. The weights are random: routers spread tokens evenly, as trained ones should.
 """
@@ -124,7 +124,7 @@ def calls(model: Any, device: str) -> Iterator[tuple[str, Call]]:
     """What is timed of a model, by name."""
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(VOCABULARY, (16, PROMPT), generator=generator).to(device)
-    yield "prefill", (lambda: run(model, prompts[:4]), lambda: None)
+    yield "prefill", (lambda: run(model, prompts[:1]), lambda: None)
     for batch in (1, 16):
         cache = run_with_cache(model, prompts[:batch])
         new = prompts[:batch, :1]
@@ -164,7 +164,7 @@ def measure(device: str, rounds: int, only: list[str]) -> list[dict[str, Any]]:
             for (what, ours), (_, theirs) in pairs:
                 took, found = beside(ours, {name: theirs}, rounds, device == "cuda")
                 ratio = statistics.median(found[name])
-                tokens = {"prefill": 4 * PROMPT, "decoding 1": 1, "decoding 16": 16}[what]
+                tokens = {"prefill": PROMPT, "decoding 1": 1, "decoding 16": 16}[what]
                 rows.append(
                     {
                         "model": name,

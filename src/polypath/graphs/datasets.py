@@ -73,7 +73,7 @@ def heterophilous(name: str, folder: Path | None = None) -> NamedGraph:
     if not path.exists() and folder is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _fetching(f"{name}.npz"):
-            torch.hub.download_url_to_file(f"{HETEROPHILOUS}/{name}.npz", path, progress=False)
+            torch.hub.download_url_to_file(f"{HETEROPHILOUS}/{name}.npz", str(path), progress=False)
     if not path.exists():
         known = sorted(one.stem for one in path.parent.glob("*.npz"))
         raise InputError(f"{path} is not there; the folder has {', '.join(known) or 'none'}")
