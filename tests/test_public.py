@@ -35,11 +35,11 @@ PUBLIC = {
     """,
     "polypath.graphs": """
         Adjacency Incoming LinkSplit NamedGraph Overlap Ragged adamic_adar common_neighbours
-        common_sums expected_hits filtered_ranks heterophilous hits_at import_graph jaccard
-        katz katz_index mean_reciprocal_rank overlap pass_messages pass_statistics
-        personalised_pagerank planetoid preferential_attachment ranks_among read_edges
-        read_pairs resource_allocation sample_negatives shared_neighbours shortest_path
-        split_links undirected
+        common_sums expected_hits filtered_ranks hard_negatives heterophilous hits_at
+        import_graph jaccard katz katz_index mean_reciprocal_rank overlap pass_messages
+        pass_statistics personalised_pagerank planetoid preferential_attachment ranks_among
+        read_edges read_pairs resource_allocation sample_negatives shared_neighbours
+        shortest_path split_links undirected
     """,
     "polypath.surgery": """
         AlignConfig Aligned Calibration Check Cut DenseLayer FactorLLM FactorLoss GA GDIFF Granular

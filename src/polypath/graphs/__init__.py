@@ -14,6 +14,7 @@ from polypath.graphs.heuristics import (
     shared_neighbours,
     shortest_path,
 )
+from polypath.graphs.negatives import hard_negatives
 from polypath.graphs.overlap import Overlap, Ragged, common_neighbours, common_sums, overlap
 from polypath.graphs.passing import Incoming, pass_messages, pass_statistics
 from polypath.graphs.ranking import (
@@ -37,6 +38,7 @@ __all__ = [
     "common_sums",
     "expected_hits",
     "filtered_ranks",
+    "hard_negatives",
     "heterophilous",
     "hits_at",
     "import_graph",

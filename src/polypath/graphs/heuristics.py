@@ -95,12 +95,24 @@ def personalised_pagerank(
 ) -> Tensor:
     """How often a walk that restarts at one end is at the other, the mean of both ways.
 
+    See `pagerank_rows`. Raises InputError unless 0 < damping < 1.
+    """
+    check_pairs(pairs, graph.num_nodes)
+    rows = pagerank_rows(graph, damping, tolerance)
+    both = _from_each(graph, pairs, rows), _from_each(graph, pairs.flip(0), rows)
+    return (both[0] + both[1]) / 2
+
+
+def pagerank_rows(
+    graph: Adjacency, damping: float = 0.85, tolerance: float = 1e-7
+) -> Callable[[np.ndarray], np.ndarray]:
+    """From nodes (S,) to (S, N): how often walks that restart at each are at every node.
+
     Power iteration until no row changes by more than `tolerance` in all; a node without neighbours
     keeps its walk. Raises InputError unless 0 < damping < 1.
     """
     if not 0 < damping < 1:
         raise InputError(f"personalised_pagerank: damping={damping}; between 0 and 1 is right")
-    check_pairs(pairs, graph.num_nodes)
     degrees = array(graph.degrees)
     steps = sparse.diags(1 / np.maximum(degrees, 1)) @ to_scipy(graph)
     steps = (steps + sparse.diags((degrees == 0).astype(float))).T.tocsr()
@@ -114,8 +126,7 @@ def personalised_pagerank(
                 return after.T
             now = after
 
-    both = _from_each(graph, pairs, rows), _from_each(graph, pairs.flip(0), rows)
-    return (both[0] + both[1]) / 2
+    return rows
 
 
 def shortest_path(graph: Adjacency, pairs: Tensor) -> Tensor:
