@@ -10,9 +10,16 @@ import torch
 
 from polypath.language.kinds import python_kinds
 from polypath.report import Claim, Outcome, Table, series
-from polypath.report.figures import Curves
+from polypath.report.figures import Curves, Paths, Walk
 from polypath.report.routes import Text, explorer, flow, kind_maps, kind_table, load_map
 from polypath.routing import Routing, TopKRouter
+
+FAMILY = [
+    Walk(["ada", "bea", "cyn"], ["parent of", "parent of"], 0.83),
+    Walk(["ada", "ben", "bea", "cyn"], ["spouse of", "parent of", "parent of"], 0.31),
+    Walk(["ada", "cyn"], ["knows"], -0.02),
+    Walk(["ada", "bea", "cyn"], ["parent of", "knows"], 0.01),
+]
 
 
 def source(function) -> Text:
@@ -61,6 +68,7 @@ def make_outcome(experts: int = 8, k: int = 2, depth: int = 3, recipe: str = "mo
             load_map(layers),
             flow(layers),
             kind_maps(layers, kinds),
+            Paths("Who is whose grandparent", FAMILY, note="By gradients of the score."),
             explorer(layers, texts),
         ],
     )

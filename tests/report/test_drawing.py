@@ -1,12 +1,13 @@
 import itertools
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polypath.report import Curves, Flow, HeatMap, Series, series
-from polypath.report.drawing import MOST_LINKS, SIDE, Scale, plots, shades, stream
+from polypath.report import Curves, Flow, HeatMap, Paths, Series, Walk, series
+from polypath.report.drawing import MOST_LINKS, SIDE, Scale, plots, shades, stream, web
 
 numbers = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
@@ -120,3 +121,31 @@ def test_only_the_strongest_links_are_drawn() -> None:
 def test_a_flow_of_one_layer_is_empty() -> None:
     assert stream(Flow("t", ["a"], [])).ribbons == []
     assert stream(Flow("t", [], [])).nodes == []
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("bcdef"), max_size=3), min_size=1, max_size=6),
+    st.floats(-2, 2),
+)
+def test_paths_run_from_left_to_right_as_heavy_as_they_are(middles, weight) -> None:
+    paths = [Walk(["a", *own, "z"], ["r"] * (len(own) + 1), weight) for own in middles]
+    laid = web(Paths("t", paths))
+    places = {stop.name: (stop.x, stop.y) for stop in laid.stops}
+    assert set(places) == {node for path in paths for node in path.nodes}
+    assert len(set(places.values())) == len(places)
+    assert {stop.name for stop in laid.stops if stop.end} == {"a", "z"}
+    assert places["a"][0] == 0 and places["z"][0] == max(x for x, _ in places.values())
+    steps = {step for path in paths for step in zip(path.nodes, path.nodes[1:], strict=False)}
+    assert len(laid.steps) == len(steps)
+    counts = Counter(
+        step for path in paths for step in zip(path.nodes, path.nodes[1:], strict=False)
+    )
+    if weight:
+        shares = sorted(count / max(counts.values()) for count in counts.values())
+        assert sorted(step.share for step in laid.steps) == pytest.approx(shares)
+
+
+def test_steps_between_the_same_two_bend_apart() -> None:
+    paths = [Walk(["a", "z"], [relation], 1.0) for relation in ("r", "s", "t")]
+    assert len({step.y for step in web(Paths("t", paths)).steps}) == 3
+    assert web(Paths("t", [])).steps == []

@@ -19,14 +19,17 @@ from polypath.report import (
     Layer,
     Outcome,
     Passage,
+    Paths,
     Series,
     Table,
+    Walk,
 )
 
 FIGURES = [
     Curves("Loss", "step", "nats", [Series("moe", [1, 2], [0.1, None], [0.05, None], [0.2, None])]),
     HeatMap("Load", ["a"], ["0", "1"], [[0.25, None]], x="expert", y="layer", note="shares"),
     Flow("Flow", ["a", "b"], [[[3, 0.5], [0, 2]]]),
+    Paths("Paths", [Walk(["a", "b"], ["r"], 0.5)]),
     Explorer(
         "Explorer", [Passage("p", ["x\n"], ["NAME"], {"a": Layer([[1, 0]], [[0.7, 0.3]], 2)})]
     ),
@@ -71,6 +74,7 @@ def test_keys_are_those_of_the_contract() -> None:
         "curves",
         "heatmap",
         "flow",
+        "paths",
         "explorer",
     ]
 
@@ -124,7 +128,7 @@ def mistype_held(value: dict) -> None:
 
 
 def shorten_tokens(value: dict) -> None:
-    value["figures"][3]["passages"][0]["tokens"] = []
+    value["figures"][4]["passages"][0]["tokens"] = []
 
 
 def list_machine(value: dict) -> None:
@@ -133,6 +137,14 @@ def list_machine(value: dict) -> None:
 
 def shorten_row(value: dict) -> None:
     value["tables"][0]["rows"][1] = ["dense"]
+
+
+def drop_relation(value: dict) -> None:
+    value["figures"][3]["paths"][0]["relations"] = []
+
+
+def part_paths(value: dict) -> None:
+    value["figures"][3]["paths"].append({"nodes": ["a", "c"], "relations": ["r"], "weight": 1})
 
 
 def drop_transition(value: dict) -> None:
@@ -151,6 +163,8 @@ def drop_transition(value: dict) -> None:
         (shorten_tokens, "passage 'p': 0 tokens, but 1 kinds"),
         (list_machine, "machine: expected an object, not ['two cores']"),
         (shorten_row, "table 'Arms': row 1 has 1 cells under 3 columns"),
+        (drop_relation, "walk 'a b': 0 relations between 2 nodes"),
+        (part_paths, "paths 'Paths': they do not join the same two nodes"),
         (drop_transition, "flow 'Flow': 2 layers need 1 matrices between them, not 0"),
     ],
 )

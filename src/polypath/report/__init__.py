@@ -9,7 +9,9 @@ from polypath.report.figures import (
     HeatMaps,
     Layer,
     Passage,
+    Paths,
     Series,
+    Walk,
 )
 from polypath.report.outcome import Claim, Outcome, Table
 from polypath.report.page import render, write_report
@@ -28,8 +30,10 @@ __all__ = [
     "Layer",
     "Outcome",
     "Passage",
+    "Paths",
     "Series",
     "Table",
+    "Walk",
     "estimate",
     "judge",
     "paired",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from polypath.report.figures import Curves, Flow, HeatMap, Number, Series
+from polypath.report.figures import Curves, Flow, HeatMap, Number, Paths, Series
 
 SIDE = 1000.0
 MOST_LINKS = 300
@@ -212,3 +212,82 @@ def _ribbon(x0: float, y0: float, x1: float, y1: float, width: float) -> str:
         f"v{width:.2f}C{middle:.1f},{y1 + width:.1f} {middle:.1f},{y0 + width:.1f} "
         f"{x0:.1f},{y0 + width:.1f}Z"
     )
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A node of paths and its place; the two that are joined are `end`s."""
+
+    name: str
+    x: float
+    y: float
+    end: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What leads from one node to another, as an SVG path, and the place of its name.
+
+    share: of the heaviest step, 0 to 1.
+    """
+
+    relation: str
+    path: str
+    x: float
+    y: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Web:
+    """Paths laid out; columns, tallest: how many columns, and nodes in the fullest of them."""
+
+    stops: list[Stop]
+    steps: list[Step]
+    columns: int
+    tallest: int
+
+
+def web(figure: Paths) -> Web:
+    """Nodes by how far they come along a path, steps as heavy as all paths through them."""
+    column: dict[str, int] = {}
+    for path in figure.paths:
+        for place, name in enumerate(path.nodes[:-1]):
+            column[name] = max(place, column.get(name, 0))
+    last = max((len(path.nodes) for path in figure.paths), default=1) - 1
+    for path in figure.paths:
+        column[path.nodes[-1]] = last
+    rows = [[name for name, own in column.items() if own == place] for place in range(last + 1)]
+    at = {
+        name: (SIDE * place / max(last, 1), SIDE * (row + 0.5) / len(names))
+        for place, names in enumerate(rows)
+        for row, name in enumerate(names)
+    }
+    weights: dict[tuple[str, str, str], float] = {}
+    for path in figure.paths:
+        for step in zip(path.nodes, path.relations, path.nodes[1:], strict=False):
+            weights[step] = weights.get(step, 0.0) + abs(path.weight)
+    most = max(weights.values(), default=0.0) or 1.0
+    between: dict[frozenset[str], int] = {}
+    steps = []
+    for (source, relation, target), weight in weights.items():
+        count = between[frozenset((source, target))] = 1 + between.get(
+            frozenset((source, target)), -1
+        )
+        skipped = abs(column[target] - column[source]) - 1
+        arc = min(180.0 + 100.0 * skipped, 380.0) * (-1) ** skipped if skipped > 0 else 0.0
+        bend = arc + 140.0 * ((count + 1) // 2) * (-1) ** count
+        steps.append(_step(relation, at[source], at[target], bend, weight / most))
+    ends = {name for path in figure.paths for name in (path.nodes[0], path.nodes[-1])}
+    stops = [Stop(name, *place, name in ends) for name, place in at.items()]
+    return Web(stops, steps, last + 1, max(map(len, rows), default=0))
+
+
+def _step(
+    relation: str, start: tuple[float, float], end: tuple[float, float], bend: float, share: float
+) -> Step:
+    """A curve that passes its middle `bend` lower than a straight line would."""
+    (x0, y0), (x1, y1) = start, end
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2 + bend
+    path = f"M{x0:.1f},{y0:.1f}Q{x:.1f},{y + bend:.1f} {x1:.1f},{y1:.1f}"
+    return Step(relation, path, x, y, share)

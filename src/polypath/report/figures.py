@@ -92,6 +92,36 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Walk:
+    """Nodes from a start to an end, what leads from each to the next, and how much that counts."""
+
+    nodes: Sequence[str]
+    relations: Sequence[str]
+    weight: float
+
+    def __post_init__(self) -> None:
+        if len(self.nodes) < 2 or len(self.relations) != len(self.nodes) - 1:
+            raise InputError(
+                f"walk {' '.join(self.nodes)!r}: {len(self.relations)} relations between "
+                f"{len(self.nodes)} nodes; two nodes at least, and one relation less, are right"
+            )
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Ways from one node to another, as a graph."""
+
+    kind: Literal["paths"] = field(default="paths", init=False)
+    title: str
+    paths: Sequence[Walk]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if len({(path.nodes[0], path.nodes[-1]) for path in self.paths}) > 1:
+            raise InputError(f"paths {self.title!r}: they do not join the same two nodes")
+
+
+@dataclass(frozen=True)
 class Layer:
     """The chosen experts of every token at one layer, the most heavily weighted anywhere."""
 
@@ -135,7 +165,7 @@ class Explorer:
             raise InputError(f"explorer {self.title!r}: passages differ in their layers")
 
 
-Figure = Curves | HeatMap | HeatMaps | Flow | Explorer
+Figure = Curves | HeatMap | HeatMaps | Flow | Paths | Explorer
 
 
 def _shaped(what: str, values: Sequence[Sequence[Number]], rows: int, columns: int) -> None:

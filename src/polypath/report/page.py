@@ -18,8 +18,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from polypath.files import replace_text
 from polypath.plain import encode
-from polypath.report.drawing import plots, shades, stream
-from polypath.report.figures import Curves, Explorer, Figure, Flow, HeatMap, HeatMaps, Passage
+from polypath.report.drawing import plots, shades, stream, web
+from polypath.report.figures import (
+    Curves,
+    Explorer,
+    Figure,
+    Flow,
+    HeatMap,
+    HeatMaps,
+    Passage,
+    Paths,
+)
 from polypath.report.outcome import Outcome
 from polypath.report.palette import DISTINCT, palette
 from polypath.report.wording import (
@@ -77,6 +86,8 @@ def _drawn(figure: Figure) -> dict[str, Any]:
             return {"maps": {name: _cells(heatmap) for name, heatmap in figure.maps.items()}}
         case Flow():
             return {"stream": stream(figure)}
+        case Paths():
+            return {"web": web(figure)}
         case Explorer():
             layers = [layer for passage in figure.passages for layer in passage.layers.values()]
             return {
