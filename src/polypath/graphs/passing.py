@@ -10,6 +10,7 @@ Source: NBFNet (Zhu et al. 2021), equations 3 and 4.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -114,14 +115,19 @@ def pass_messages(
 
     h, boundary: (N, B, D), float32 or float64. values: (R, D), or (R, B, D) where they depend on
     the query. message: ⊗; "rotate" takes the halves of D as real and imaginary parts. weights: (E,)
-    in the order of the graph's own edges, multiply messages; they and "rotate" go the way that has
-    all messages in memory. Of equals, the gradient of "max" and "min" goes to the boundary, else to
-    the first edge.
+    in the order of the graph's own edges, multiply messages; they, "rotate", and GPUs without
+    Triton, go the way that has all messages in memory. Of equals, the gradient of "max" and "min"
+    goes to the boundary, else to the first edge.
     Raises InputError when shapes do not fit together.
     """
     _check(edges, h, values, boundary, weights)
-    if weights is not None or message == "rotate" or h.device.type != "cpu":
+    engine = _engine(h, message, weights)
+    if engine == "reference":
         return reference(edges, h, values, boundary, message, aggregate, weights)
+    if engine == "triton":
+        from polypath.graphs.gpu import Gather
+
+        return Gather.apply(edges, h, values, boundary, message, (aggregate,))[0]
     if aggregate == "sum":
         return fused.Sum.apply(edges, h, values, boundary, message)
     return fused.Extreme.apply(edges, h, values, boundary, message, aggregate)
@@ -140,7 +146,12 @@ def pass_statistics(
     Arguments and errors as those of `pass_messages`. Source: PNA (Corso et al. 2020).
     """
     _check(edges, h, values, boundary, weights)
-    if weights is not None or message == "rotate" or h.device.type != "cpu":
+    engine = _engine(h, message, weights)
+    if engine == "triton":
+        from polypath.graphs.gpu import STATISTICS, Gather
+
+        return Gather.apply(edges, h, values, boundary, message, STATISTICS)
+    if engine == "reference":
         found = messages(edges, h, values, message, weights)
         return (
             boundary.index_add(0, edges.targets, found),
@@ -149,6 +160,16 @@ def pass_statistics(
             _extreme(edges, found, boundary, "min"),
         )
     return fused.Statistics.apply(edges, h, values, boundary, message)
+
+
+def _engine(h: Tensor, message: Message, weights: Tensor | None) -> str:
+    """Which of the ways is taken: "fused" on a CPU, "triton" on a GPU that has it, "reference"."""
+    if weights is not None or message == "rotate":
+        return "reference"
+    if h.device.type == "cpu":
+        return "fused"
+    found = h.device.type == "cuda" and find_spec("triton") is not None
+    return "triton" if found else "reference"
 
 
 def messages(
