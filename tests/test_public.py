@@ -34,12 +34,15 @@ PUBLIC = {
         text_kinds token_kinds whole
     """,
     "polypath.graphs": """
-        Adjacency Incoming LinkSplit NamedGraph Overlap Ragged adamic_adar common_neighbours
-        common_sums expected_hits filtered_ranks hard_negatives heterophilous hits_at
-        import_graph jaccard katz katz_index mean_reciprocal_rank overlap pass_messages
-        pass_statistics personalised_pagerank planetoid preferential_attachment ranks_among
-        read_edges read_pairs resource_allocation sample_negatives shared_neighbours
-        shortest_path split_links undirected
+        Adjacency Incoming LinkSplit NamedGraph ORBIT_PAIRS Overlap Ragged WALK_VISIBLE
+        adamic_adar common_neighbours common_sums edge_graphlet_degree_vectors expected_hits
+        filtered_ranks graphlet_adjacencies graphlet_degree_vectors hard_negatives
+        heterophilous hits_at import_graph jaccard katz katz_index load_orbit_adjacencies
+        mean_reciprocal_rank orbit_adjacencies orbit_adjacency_blocks overlap pair_orbits
+        pass_messages pass_statistics personalised_pagerank planetoid
+        preferential_attachment ranks_among read_edges read_pairs resource_allocation
+        sample_negatives save_orbit_adjacencies shared_neighbours shortest_path split_links
+        undirected
     """,
     "polypath.surgery": """
         AlignConfig Aligned Calibration Check Cut DenseLayer FactorLLM FactorLoss GA GDIFF Granular

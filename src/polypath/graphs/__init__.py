@@ -3,6 +3,18 @@
 from polypath.graphs.adjacency import Adjacency, undirected
 from polypath.graphs.datasets import heterophilous, import_graph, planetoid
 from polypath.graphs.files import NamedGraph, read_edges, read_pairs
+from polypath.graphs.graphlets import (
+    ORBIT_PAIRS,
+    WALK_VISIBLE,
+    edge_graphlet_degree_vectors,
+    graphlet_adjacencies,
+    graphlet_degree_vectors,
+    load_orbit_adjacencies,
+    orbit_adjacencies,
+    orbit_adjacency_blocks,
+    pair_orbits,
+    save_orbit_adjacencies,
+)
 from polypath.graphs.heuristics import (
     adamic_adar,
     jaccard,
@@ -27,6 +39,8 @@ from polypath.graphs.ranking import (
 from polypath.graphs.splits import LinkSplit, sample_negatives, split_links
 
 __all__ = [
+    "ORBIT_PAIRS",
+    "WALK_VISIBLE",
     "Adjacency",
     "Incoming",
     "LinkSplit",
@@ -36,8 +50,11 @@ __all__ = [
     "adamic_adar",
     "common_neighbours",
     "common_sums",
+    "edge_graphlet_degree_vectors",
     "expected_hits",
     "filtered_ranks",
+    "graphlet_adjacencies",
+    "graphlet_degree_vectors",
     "hard_negatives",
     "heterophilous",
     "hits_at",
@@ -45,8 +62,12 @@ __all__ = [
     "jaccard",
     "katz",
     "katz_index",
+    "load_orbit_adjacencies",
     "mean_reciprocal_rank",
+    "orbit_adjacencies",
+    "orbit_adjacency_blocks",
     "overlap",
+    "pair_orbits",
     "pass_messages",
     "pass_statistics",
     "personalised_pagerank",
@@ -57,6 +78,7 @@ __all__ = [
     "read_pairs",
     "resource_allocation",
     "sample_negatives",
+    "save_orbit_adjacencies",
     "shared_neighbours",
     "shortest_path",
     "split_links",
