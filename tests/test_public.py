@@ -34,15 +34,19 @@ PUBLIC = {
         text_kinds token_kinds whole
     """,
     "polypath.graphs": """
-        Adjacency Incoming LinkSplit NamedGraph ORBIT_PAIRS Overlap Ragged WALK_VISIBLE
-        adamic_adar common_neighbours common_sums edge_graphlet_degree_vectors expected_hits
-        filtered_ranks graphlet_adjacencies graphlet_degree_vectors hard_negatives
-        heterophilous hits_at import_graph jaccard katz katz_index load_orbit_adjacencies
-        mean_reciprocal_rank orbit_adjacencies orbit_adjacency_blocks overlap pair_orbits
-        pass_messages pass_statistics personalised_pagerank planetoid
-        preferential_attachment ranks_among read_edges read_pairs resource_allocation
-        sample_negatives save_orbit_adjacencies shared_neighbours shortest_path split_links
-        undirected
+        Adjacency Calibration EdgeWeights EncoderConfig GraphEncoder Incoming LinkPredictor
+        LinkSplit NCN NCNC NCNCConfig NCNConfig NamedGraph NeighbourSampler NodeRanking
+        ORBIT_PAIRS Overlap Ragged ReweightedEncoder Reweighting SavedPredictor WALK_VISIBLE
+        adamic_adar approximate_topological_concentration common_neighbours common_sums
+        edge_graphlet_degree_vectors ego_density expected_hits filtered_ranks
+        graphlet_adjacencies graphlet_degree_vectors hard_negatives heterophilous hits_at
+        import_graph intersections jaccard katz katz_index link_loader link_scores
+        load_orbit_adjacencies mean_of_neighbours mean_reciprocal_rank mean_with_self
+        neighbour_loader orbit_adjacencies orbit_adjacency_blocks overlap pair_orbits
+        pass_messages pass_statistics paths_between personalised_pagerank planetoid
+        preferential_attachment propagate rank_nodes ranks_among read_edges read_pairs
+        resource_allocation sample_negatives save_orbit_adjacencies shared_neighbours
+        shortest_path split_links strata symmetric topological_concentration undirected
     """,
     "polypath.surgery": """
         AlignConfig Aligned Calibration Check Cut DenseLayer FactorLLM FactorLoss GA GDIFF Granular

@@ -20,7 +20,11 @@ def test_neighbours_are_those_of_networkx(graph: nx.Graph) -> None:
     assert adjacency.num_edges == graph.number_of_edges()
     assert {tuple(edge) for edge in adjacency.edges.T.tolist()} == set(graph.edges)
     pairs = all_pairs(len(graph))
-    assert adjacency.has(pairs).tolist() == [graph.has_edge(*pair) for pair in pairs.T.tolist()]
+    has = [graph.has_edge(*pair) for pair in pairs.T.tolist()]
+    assert adjacency.has(pairs).tolist() == has
+    places = adjacency.places(pairs)
+    assert torch.equal(places >= 0, torch.tensor(has))
+    assert torch.equal(adjacency.edge_index[:, places[has]], pairs[:, has])
 
 
 @given(graphs(least=4))
@@ -46,7 +50,8 @@ def test_a_graph_is_what_carries_edges() -> None:
     carried = Adjacency.of(SimpleNamespace(edge_index=edges, num_nodes=5))
     assert carried.num_nodes == 5 and carried.degrees.tolist() == [1, 2, 1, 0, 0]
     assert Adjacency.of(edges).num_nodes == 3
-    assert Adjacency.of(carried) is carried
+    assert Adjacency.of(carried) is carried and carried.to("cpu") is carried
+    assert carried.to("meta").nodes.device.type == "meta"
 
 
 @pytest.mark.parametrize(

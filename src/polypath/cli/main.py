@@ -25,6 +25,7 @@ polypath: models that choose their path
   polypath merge CHECKPOINT       many experts into few, by what its routers do
   polypath align CHECKPOINT       train its routers towards those of questions it answers
   polypath unlearn CHECKPOINT     make one expert forget a text
+  polypath links predict MODEL    how likely links are   (--pairs FILE, or --top 20 --for NODE)
   polypath report RUN             write the page of a run again
   polypath table [FOLDER]         every result under FOLDER (default: results) as one table
 
@@ -80,6 +81,7 @@ def _command(arguments: list[str]) -> None:
         "merge": _operation("merge", "operations"),
         "align": _operation("align", "teaching"),
         "unlearn": _operation("unlearn", "teaching"),
+        "links": _operation("links", "links"),
         "report": _report,
         "table": _table,
     }
@@ -89,7 +91,7 @@ def _command(arguments: list[str]) -> None:
 
 
 def _operation(name: str, room: str) -> Callable[[list[str]], None]:
-    """A command that takes a checkpoint and gives a changed one."""
+    """A command that lives in a room of its own, which is imported when it is called."""
 
     def command(arguments: list[str]) -> None:
         from importlib import import_module

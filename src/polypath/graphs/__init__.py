@@ -1,7 +1,15 @@
 """Graphs: neighbours, heuristics, message passing over semirings, splits, rankings, data."""
 
 from polypath.graphs.adjacency import Adjacency, undirected
+from polypath.graphs.concentration import (
+    approximate_topological_concentration,
+    ego_density,
+    intersections,
+    strata,
+    topological_concentration,
+)
 from polypath.graphs.datasets import heterophilous, import_graph, planetoid
+from polypath.graphs.encoders import EncoderConfig, GraphEncoder
 from polypath.graphs.files import NamedGraph, read_edges, read_pairs
 from polypath.graphs.graphlets import (
     ORBIT_PAIRS,
@@ -26,9 +34,20 @@ from polypath.graphs.heuristics import (
     shared_neighbours,
     shortest_path,
 )
+from polypath.graphs.ncn import NCN, NCNC, Calibration, NCNCConfig, NCNConfig
 from polypath.graphs.negatives import hard_negatives
+from polypath.graphs.node_ranking import NodeRanking, rank_nodes
 from polypath.graphs.overlap import Overlap, Ragged, common_neighbours, common_sums, overlap
 from polypath.graphs.passing import Incoming, pass_messages, pass_statistics
+from polypath.graphs.paths import paths_between
+from polypath.graphs.predictors import LinkPredictor, link_scores
+from polypath.graphs.products import (
+    EdgeWeights,
+    mean_of_neighbours,
+    mean_with_self,
+    propagate,
+    symmetric,
+)
 from polypath.graphs.ranking import (
     expected_hits,
     filtered_ranks,
@@ -36,21 +55,40 @@ from polypath.graphs.ranking import (
     mean_reciprocal_rank,
     ranks_among,
 )
+from polypath.graphs.reweighting import ReweightedEncoder, Reweighting
+from polypath.graphs.sampling import NeighbourSampler, link_loader, neighbour_loader
+from polypath.graphs.saved import SavedPredictor
 from polypath.graphs.splits import LinkSplit, sample_negatives, split_links
 
 __all__ = [
+    "NCN",
+    "NCNC",
     "ORBIT_PAIRS",
     "WALK_VISIBLE",
     "Adjacency",
+    "Calibration",
+    "EdgeWeights",
+    "EncoderConfig",
+    "GraphEncoder",
     "Incoming",
+    "LinkPredictor",
     "LinkSplit",
+    "NCNCConfig",
+    "NCNConfig",
     "NamedGraph",
+    "NeighbourSampler",
+    "NodeRanking",
     "Overlap",
     "Ragged",
+    "ReweightedEncoder",
+    "Reweighting",
+    "SavedPredictor",
     "adamic_adar",
+    "approximate_topological_concentration",
     "common_neighbours",
     "common_sums",
     "edge_graphlet_degree_vectors",
+    "ego_density",
     "expected_hits",
     "filtered_ranks",
     "graphlet_adjacencies",
@@ -59,20 +97,29 @@ __all__ = [
     "heterophilous",
     "hits_at",
     "import_graph",
+    "intersections",
     "jaccard",
     "katz",
     "katz_index",
+    "link_loader",
+    "link_scores",
     "load_orbit_adjacencies",
+    "mean_of_neighbours",
     "mean_reciprocal_rank",
+    "mean_with_self",
+    "neighbour_loader",
     "orbit_adjacencies",
     "orbit_adjacency_blocks",
     "overlap",
     "pair_orbits",
     "pass_messages",
     "pass_statistics",
+    "paths_between",
     "personalised_pagerank",
     "planetoid",
     "preferential_attachment",
+    "propagate",
+    "rank_nodes",
     "ranks_among",
     "read_edges",
     "read_pairs",
@@ -82,5 +129,8 @@ __all__ = [
     "shared_neighbours",
     "shortest_path",
     "split_links",
+    "strata",
+    "symmetric",
+    "topological_concentration",
     "undirected",
 ]

@@ -118,19 +118,38 @@ class Adjacency:
     def has(self, pairs: Tensor) -> Tensor:
         """(B,) bool: which of the pairs (2, B) are edges."""
         check_pairs(pairs, self.num_nodes)
-        keys, wanted = self.keys, pairs[0] * self.num_nodes + pairs[1]
-        if not len(keys):
-            return torch.zeros_like(wanted, dtype=torch.bool)
-        place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-        return keys[place] == wanted
+        return self.places(pairs) >= 0
+
+    def places(self, pairs: Tensor) -> Tensor:
+        """(B,) int64: where in `nodes` the second of each pair is a neighbour of the first, or -1.
+
+        By bisection of all lists at once.
+        """
+        i, j = pairs
+        if not len(self.nodes):
+            return torch.full_like(i, -1)
+        last = len(self.nodes) - 1  # where nothing is left to search, a place may be beyond
+        low, end = self.starts[i], self.starts[i + 1]
+        high = end
+        for _ in range(int(self.degrees.max()).bit_length()):
+            middle = (low + high) // 2
+            below = (low < high) & (self.nodes[middle.clamp_max(last)] < j)
+            low, high = torch.where(below, middle + 1, low), torch.where(below, high, middle)
+        found = (low < end) & (self.nodes[low.clamp_max(last)] == j)
+        return torch.where(found, low, -1)
 
     def without(self, pairs: Tensor) -> Adjacency:
         """The graph without the edges of the pairs (2, B), in either direction."""
         check_pairs(pairs, self.num_nodes)
-        both = torch.cat([pairs, pairs.flip(0)], 1)
-        gone = both[0] * self.num_nodes + both[1]
-        keys = self.keys
-        return self._of_keys(keys[~torch.isin(keys, gone)], self.num_nodes)
+        places = self.places(torch.cat([pairs, pairs.flip(0)], 1))
+        keep = torch.ones_like(self.nodes, dtype=torch.bool)
+        keep[places[places >= 0]] = False
+        return self.kept(keep)
+
+    def kept(self, keep: Tensor) -> Adjacency:
+        """The lists without the neighbours that a mask (M,) bool does not keep."""
+        counts = torch.cat([keep.new_zeros(1), keep]).cumsum(0)
+        return Adjacency(counts[self.starts], self.nodes[keep])
 
     def joined(self, pairs: Tensor) -> Adjacency:
         """The graph with the pairs (2, B) as edges beside its own."""
@@ -139,6 +158,9 @@ class Adjacency:
         return Adjacency.of(undirected(both, self.num_nodes), self.num_nodes)
 
     def to(self, device: str | torch.device) -> Adjacency:
+        """On a device; itself where it is there."""
+        if self.nodes.device == torch.device(device):
+            return self
         return Adjacency(self.starts.to(device), self.nodes.to(device))
 
 

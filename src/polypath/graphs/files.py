@@ -45,7 +45,7 @@ def read_edges(path: str | Path) -> NamedGraph:
     path = Path(path)
     ids: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
-    for number, cells in _rows(path):
+    for number, cells in numbered_rows(path):
         if not pairs and {cell.lower() for cell in cells[:2]} <= HEADERS:
             continue
         if len(cells) < 2 or not all(cells[:2]):
@@ -67,7 +67,7 @@ def read_pairs(path: str | Path, names: Sequence[str]) -> Tensor:
     path = Path(path)
     ids = {name: place for place, name in enumerate(names)}
     pairs: list[list[int]] = []
-    for number, cells in _rows(path):
+    for number, cells in numbered_rows(path):
         if not pairs and {cell.lower() for cell in cells[:2]} <= HEADERS - set(ids):
             continue
         if len(cells) < 2:
@@ -78,7 +78,7 @@ def read_pairs(path: str | Path, names: Sequence[str]) -> Tensor:
     return torch.tensor(pairs).T
 
 
-def find(ids: Mapping[str, int], name: str, where: str) -> int:
+def find(ids: Mapping[str, int], name: str, where: str, kind: str = "node") -> int:
     """The id of a name; InputError names the nearest one where there is none."""
     if name in ids:
         return ids[name]
@@ -86,10 +86,10 @@ def find(ids: Mapping[str, int], name: str, where: str) -> int:
 
     near = process.extractOne(name, list(ids))
     hint = f"; the nearest is {near[0]!r}" if near else ""
-    raise InputError(f"{where}: no node {name!r} in the graph{hint}")
+    raise InputError(f"{where}: no {kind} {name!r} in the graph{hint}")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def numbered_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and cells; a file is cut at commas, at tabs or at spaces, as its first line."""
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -156,12 +156,17 @@ def _back(
 
 
 @inner
-def _message(x: float, value: float, operation: int) -> float:
+def messages_of(x: np.ndarray, value: np.ndarray, operation: int, found: np.ndarray) -> None:
+    """A row of messages; one loop an operation, for loops with a choice inside stay scalar."""
     if operation == 0:
-        return x * value
-    if operation == 1:
-        return x + value
-    return min(x, value)
+        for c in range(len(found)):
+            found[c] = x[c] * value[c]
+    elif operation == 1:
+        for c in range(len(found)):
+            found[c] = x[c] + value[c]
+    else:
+        for c in range(len(found)):
+            found[c] = x[c] if x[c] <= value[c] else value[c]
 
 
 @inner
@@ -171,6 +176,19 @@ def _row(values: np.ndarray, kind: int, first: int, last: int, buffer: np.ndarra
         return values[kind, first:last]
     buffer[:] = values[kind, 0]
     return buffer[: last - first]
+
+
+@inner
+def add_statistics(
+    found: np.ndarray, total: np.ndarray, square: np.ndarray, high: np.ndarray, low: np.ndarray
+) -> None:
+    """A row of messages more."""
+    for c in range(len(found)):
+        m = found[c]
+        total[c] += m
+        square[c] += m * m
+        high[c] = m if m > high[c] else high[c]
+        low[c] = m if m < low[c] else low[c]
 
 
 @kernel
@@ -190,7 +208,8 @@ def _statistics(
     for tile in prange(-(-h.shape[1] // width)):
         first, last = tile * width, min(tile * width + width, h.shape[1])
         size = last - first
-        buffer, own = np.empty(width, h.dtype), np.empty((4, size), h.dtype)
+        buffer, found = np.empty(width, h.dtype), np.empty(size, h.dtype)
+        own = np.empty((4, size), h.dtype)
         total, square, high, low = own[0], own[1], own[2], own[3]
         for node in range(len(starts) - 1):
             total[:], square[:] = sums[node, first:last], squares[node, first:last]
@@ -198,12 +217,8 @@ def _statistics(
             for edge in range(starts[node], starts[node + 1]):
                 source = sources[edge]
                 value = _row(values, types[edge], first, last, buffer)
-                for c in range(size):
-                    m = _message(h[source, first + c], value[c], operation)
-                    total[c] += m
-                    square[c] += m * m
-                    high[c] = m if m > high[c] else high[c]
-                    low[c] = m if m < low[c] else low[c]
+                messages_of(h[source, first:last], value, operation, found)
+                add_statistics(found, total, square, high, low)
             sums[node, first:last], squares[node, first:last] = total, square
             highs[node, first:last], lows[node, first:last] = high, low
 
@@ -221,14 +236,14 @@ def _sum(
 ) -> None:
     for tile in prange(-(-h.shape[1] // width)):
         first, last = tile * width, min(tile * width + width, h.shape[1])
-        buffer = np.empty(width, h.dtype)
+        buffer, found = np.empty(width, h.dtype), np.empty(last - first, h.dtype)
         for node in range(len(starts) - 1):
             total = sums[node, first:last]
             for edge in range(starts[node], starts[node + 1]):
-                x = h[sources[edge], first:last]
                 value = _row(values, types[edge], first, last, buffer)
+                messages_of(h[sources[edge], first:last], value, operation, found)
                 for c in range(last - first):
-                    total[c] += _message(x[c], value[c], operation)
+                    total[c] += found[c]
 
 
 @kernel
@@ -245,18 +260,18 @@ def _extreme(
 ) -> None:
     for tile in prange(-(-h.shape[1] // width)):
         first, last = tile * width, min(tile * width + width, h.shape[1])
-        buffer = np.empty(width, h.dtype)
+        buffer, own = np.empty(width, h.dtype), np.empty(last - first, h.dtype)
         for node in range(len(starts) - 1):
             best = found[node, first:last]
             for edge in range(starts[node], starts[node + 1]):
-                x = h[sources[edge], first:last]
                 value = _row(values, types[edge], first, last, buffer)
+                messages_of(h[sources[edge], first:last], value, operation, own)
                 if greatest:
                     for c in range(last - first):
-                        best[c] = max(best[c], _message(x[c], value[c], operation))
+                        best[c] = own[c] if own[c] > best[c] else best[c]
                 else:
                     for c in range(last - first):
-                        best[c] = min(best[c], _message(x[c], value[c], operation))
+                        best[c] = own[c] if own[c] < best[c] else best[c]
 
 
 @kernel
@@ -282,73 +297,70 @@ def _gradients(
         first, last = tile * width, min(tile * width + width, h.shape[1])
         size = last - first
         buffer, slope = np.empty(width, h.dtype), np.empty(size, h.dtype)
+        found, nowhere = np.empty(size, h.dtype), np.empty(size, h.dtype)
         plain, double = np.zeros(size, h.dtype), np.zeros(size, h.dtype)
         peak, left = np.empty((len(peaks), size), h.dtype), np.empty((len(peaks), size), h.dtype)
         for node in range(len(starts) - 1):
-            own = of_boundary[node, first:last]
+            own, at = of_boundary[node, first:last], boundary[node, first:last]
             if len(of_sums):
                 plain[:] = of_sums[node, first:last]
             if len(of_squares):
-                double[:] = 2 * of_squares[node, first:last]
-            own[:] = plain + double * boundary[node, first:last]
+                for c in range(size):
+                    double[c] = of_squares[node, first + c] + of_squares[node, first + c]
+            add_slope(at, plain, double, own)
             for which in range(len(peaks)):
                 peak[which] = peaks[which, node, first:last]
                 left[which] = of_peaks[which, node, first:last]
-                _first_at(boundary[node, first:last], peak[which], left[which], own)
+                take_peak(at, peak[which], left[which], own)
             for edge in range(starts[node], starts[node + 1]):
                 x = h[sources[edge], first:last]
                 value = _row(values, types[edge], first, last, buffer)
-                for c in range(size):
-                    slope[c] = plain[c] + double[c] * _message(x[c], value[c], operation)
+                messages_of(x, value, operation, found)
+                slope[:] = 0
+                add_slope(found, plain, double, slope)
                 for which in range(len(peaks)):
-                    _first_message_at(x, value, operation, peak[which], left[which], slope)
-                target = of_h[sources[edge], first:last]
-                for c in range(size):
-                    target[c] += slope[c] * _by_x(x[c], value[c], operation)
-                if len(of_values):
-                    target = of_values[types[edge], first:last]
-                    for c in range(size):
-                        target[c] += slope[c] * _by_value(x[c], value[c], operation)
+                    take_peak(found, peak[which], left[which], slope)
+                of_value = of_values[types[edge], first:last] if len(of_values) else nowhere
+                spread(slope, x, value, operation, of_h[sources[edge], first:last], of_value)
 
 
 @inner
-def _first_at(found: np.ndarray, peak: np.ndarray, left: np.ndarray, slope: np.ndarray) -> None:
+def add_slope(found: np.ndarray, plain: np.ndarray, double: np.ndarray, slope: np.ndarray) -> None:
+    """The gradient of a · m + b · m² / 2, as a + b · m."""
+    for c in range(len(slope)):
+        slope[c] += plain[c] + double[c] * found[c]
+
+
+@inner
+def take_peak(found: np.ndarray, peak: np.ndarray, left: np.ndarray, slope: np.ndarray) -> None:
     """Where what is found is the extreme, it takes the gradient that is left."""
+    none = slope.dtype.type(0)
     for c in range(len(peak)):
         at = found[c] == peak[c]
-        slope[c] += left[c] if at else 0
-        left[c] = 0 if at else left[c]
+        slope[c] += left[c] if at else none
+        left[c] = none if at else left[c]
 
 
 @inner
-def _first_message_at(
+def spread(
+    slope: np.ndarray,
     x: np.ndarray,
     value: np.ndarray,
     operation: int,
-    peak: np.ndarray,
-    left: np.ndarray,
-    slope: np.ndarray,
+    of_x: np.ndarray,
+    of_value: np.ndarray,
 ) -> None:
-    for c in range(len(peak)):
-        at = _message(x[c], value[c], operation) == peak[c]
-        slope[c] += left[c] if at else 0
-        left[c] = 0 if at else left[c]
-
-
-@inner
-def _by_x(x: float, value: float, operation: int) -> float:
-    """How a message grows with x; of equals, x is the least."""
+    """The gradient of a message to its two parts; of equals, x is the least."""
+    none = slope.dtype.type(0)
     if operation == 0:
-        return value
-    if operation == 1:
-        return 1
-    return 1 if x <= value else 0
-
-
-@inner
-def _by_value(x: float, value: float, operation: int) -> float:
-    if operation == 0:
-        return x
-    if operation == 1:
-        return 1
-    return 0 if x <= value else 1
+        for c in range(len(slope)):
+            of_x[c] += slope[c] * value[c]
+            of_value[c] += slope[c] * x[c]
+    elif operation == 1:
+        for c in range(len(slope)):
+            of_x[c] += slope[c]
+            of_value[c] += slope[c]
+    else:
+        for c in range(len(slope)):
+            of_x[c] += slope[c] if x[c] <= value[c] else none
+            of_value[c] += none if x[c] <= value[c] else slope[c]

@@ -21,7 +21,10 @@ def kernel(function: F) -> F:
     compiled = numba.njit(cache=True, parallel=True, nogil=True, fastmath={"contract"})(function)
 
     def run(*arguments: Any) -> Any:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        if torch.get_num_threads() != threads:  # numba's first launch sets it for all of OpenMP
+            torch.set_num_threads(threads)
         return compiled(*arguments)
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__

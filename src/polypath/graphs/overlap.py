@@ -6,6 +6,7 @@ Source: NCN (Wang et al. 2024), overlap operator.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,27 +75,55 @@ def overlap(adjacency: Adjacency, pairs: Tensor) -> Overlap:
     check_pairs(pairs, adjacency.num_nodes)
     if pairs.device.type != "cpu":
         return reference_overlap(adjacency, pairs)
-    graph = array(adjacency.starts), array(adjacency.nodes), array(pairs[0]), array(pairs[1])
-    counts = np.zeros((3, pairs.shape[1] + 1), np.int64)
-    _count(*graph, counts)
-    starts = counts.cumsum(1)
-    common, left, right = (np.empty(size, np.int64) for size in starts[:, -1])
-    _fill(*graph, starts, common, left, right)
+    common = _common(adjacency, pairs)
+    starts, nodes, shared = array(adjacency.starts), array(adjacency.nodes), _arrays(common)
     return Overlap(
+        common,
         *(
-            Ragged(torch.from_numpy(first), torch.from_numpy(nodes))
-            for first, nodes in zip(starts, (common, left, right), strict=True)
-        )
+            _filled(_rest, array(counts - common.counts), starts, nodes, array(end), *shared)
+            for end, counts in zip(pairs, adjacency.degrees[pairs], strict=True)
+        ),
     )
 
 
 def common_neighbours(adjacency: Adjacency, pairs: Tensor) -> Ragged:
     """Shared neighbours of pairs (2, B)."""
-    return overlap(adjacency, pairs).common
+    check_pairs(pairs, adjacency.num_nodes)
+    if pairs.device.type != "cpu":
+        return reference_overlap(adjacency, pairs).common
+    return _common(adjacency, pairs)
+
+
+def _common(adjacency: Adjacency, pairs: Tensor) -> Ragged:
+    """Found in memory that has room for the shorter list of each pair, then put together."""
+    rooms = _sums(array(adjacency.degrees[pairs].amin(0)))
+    found, counts = np.empty(rooms[-1], np.int64), np.empty(pairs.shape[1], np.int64)
+    graph = array(adjacency.starts), array(adjacency.nodes), array(pairs[0]), array(pairs[1])
+    _find(*graph, rooms, found, counts)
+    return _filled(_pack, counts, rooms, found)
+
+
+def _filled(fill: Callable[..., None], counts: np.ndarray, *arguments: np.ndarray) -> Ragged:
+    """Lists of so many nodes, which a kernel fills."""
+    starts = _sums(counts)
+    nodes = np.empty(starts[-1], np.int64)
+    fill(*arguments, starts, nodes)
+    return Ragged(torch.from_numpy(starts), torch.from_numpy(nodes))
+
+
+def _sums(counts: np.ndarray) -> np.ndarray:
+    """(B + 1,): where each list begins, and where the last ends."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
+
+
+def _arrays(lists: Ragged) -> tuple[np.ndarray, np.ndarray]:
+    return array(lists.starts), array(lists.nodes)
 
 
 def common_sums(adjacency: Adjacency, pairs: Tensor, values: Tensor) -> Tensor:
-    """(B, C): the sums of values (N, C) over shared neighbours, of which no list is made.
+    """(B, C): the sums of values (N, C) over shared neighbours.
 
     Values are float32 or float64, and have no gradient here; `Ragged.pool` gives one.
     """
@@ -106,8 +135,7 @@ def common_sums(adjacency: Adjacency, pairs: Tensor, values: Tensor) -> Tensor:
     if pairs.device.type != "cpu":
         return reference_overlap(adjacency, pairs).common.pool(values)
     sums = np.zeros((pairs.shape[1], values.shape[1]), array(values[:0]).dtype)
-    graph = array(adjacency.starts), array(adjacency.nodes), array(pairs[0]), array(pairs[1])
-    _sum(*graph, array(values), sums)
+    _add(*_arrays(_common(adjacency, pairs)), array(values), sums)
     return torch.from_numpy(sums)
 
 
@@ -148,22 +176,22 @@ def _place(nodes: np.ndarray, low: int, high: int, wanted: int) -> int:
 
 @inner
 def _matches(nodes: np.ndarray, a: int, a_end: int, b: int, b_end: int, own: np.ndarray) -> int:
-    """How many nodes two ascending ranges share; `own` gets the places of these in the first."""
+    """How many nodes two ascending ranges share; `own`, as long as the first, gets these."""
     found = 0
-    searched = (b_end - b) > MUCH_LONGER * (a_end - a)
-    for place in range(a, a_end):
-        if searched:
+    if (b_end - b) > MUCH_LONGER * (a_end - a):
+        for place in range(a, a_end):
             b = _place(nodes, b, b_end, nodes[place])
-        else:
-            while b < b_end and nodes[b] < nodes[place]:
-                b += 1
-        if b == b_end:
-            break
-        if nodes[b] == nodes[place]:
-            if found < len(own):
-                own[found] = place
-            found += 1
-            b += 1
+            if b < b_end and nodes[b] == nodes[place]:
+                own[found] = nodes[b]
+                found += 1
+    else:
+        # Without a branch on what is found, which would be guessed wrong half of the time.
+        while a < a_end and b < b_end:
+            one, other = nodes[a], nodes[b]
+            own[found] = one
+            found += one == other
+            a += one <= other
+            b += other <= one
     return found
 
 
@@ -177,65 +205,51 @@ def _ranges(starts: np.ndarray, i: int, j: int) -> tuple[int, int, int, int]:
 
 
 @kernel
-def _count(
-    starts: np.ndarray, nodes: np.ndarray, left: np.ndarray, right: np.ndarray, counts: np.ndarray
-) -> None:
-    for pair in prange(len(left)):
-        a, a_end, b, b_end = _ranges(starts, left[pair], right[pair])
-        shared = _matches(nodes, a, a_end, b, b_end, nodes[:0])
-        counts[0, pair + 1] = shared
-        counts[1, pair + 1] = starts[left[pair] + 1] - starts[left[pair]] - shared
-        counts[2, pair + 1] = starts[right[pair] + 1] - starts[right[pair]] - shared
-
-
-@kernel
-def _fill(
+def _find(
     starts: np.ndarray,
     nodes: np.ndarray,
     left: np.ndarray,
     right: np.ndarray,
+    rooms: np.ndarray,
+    found: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    for pair in prange(len(left)):
+        a, a_end, b, b_end = _ranges(starts, left[pair], right[pair])
+        counts[pair] = _matches(nodes, a, a_end, b, b_end, found[rooms[pair] : rooms[pair + 1]])
+
+
+@kernel
+def _pack(rooms: np.ndarray, found: np.ndarray, starts: np.ndarray, nodes: np.ndarray) -> None:
+    for pair in prange(len(starts) - 1):
+        for place in range(starts[pair + 1] - starts[pair]):
+            nodes[starts[pair] + place] = found[rooms[pair] + place]
+
+
+@kernel
+def _rest(
+    starts: np.ndarray,
+    nodes: np.ndarray,
+    ends: np.ndarray,
     firsts: np.ndarray,
     common: np.ndarray,
-    only_left: np.ndarray,
-    only_right: np.ndarray,
+    places: np.ndarray,
+    rest: np.ndarray,
 ) -> None:
-    for pair in prange(len(left)):
-        a, a_end, b, b_end = _ranges(starts, left[pair], right[pair])
-        own = common[firsts[0, pair] : firsts[0, pair + 1]]
-        _matches(nodes, a, a_end, b, b_end, own)
-        for place in range(len(own)):
-            own[place] = nodes[own[place]]
-        _rest(nodes, starts, left[pair], own, only_left[firsts[1, pair] : firsts[1, pair + 1]])
-        _rest(nodes, starts, right[pair], own, only_right[firsts[2, pair] : firsts[2, pair + 1]])
-
-
-@inner
-def _rest(
-    nodes: np.ndarray, starts: np.ndarray, node: int, common: np.ndarray, rest: np.ndarray
-) -> None:
-    """A node's neighbours without the common ones."""
-    taken, shared = 0, 0
-    for place in range(starts[node], starts[node + 1]):
-        if shared < len(common) and common[shared] == nodes[place]:
-            shared += 1
-        else:
-            rest[taken] = nodes[place]
-            taken += 1
+    """Of each pair's end, the neighbours without the common ones."""
+    for pair in prange(len(ends)):
+        taken, shared = places[pair], firsts[pair]
+        for place in range(starts[ends[pair]], starts[ends[pair] + 1]):
+            if shared < firsts[pair + 1] and common[shared] == nodes[place]:
+                shared += 1
+            else:
+                rest[taken] = nodes[place]
+                taken += 1
 
 
 @kernel
-def _sum(
-    starts: np.ndarray,
-    nodes: np.ndarray,
-    left: np.ndarray,
-    right: np.ndarray,
-    values: np.ndarray,
-    sums: np.ndarray,
-) -> None:
-    for pair in prange(len(left)):
-        a, a_end, b, b_end = _ranges(starts, left[pair], right[pair])
-        own = np.empty(a_end - a, np.int64)
-        found = _matches(nodes, a, a_end, b, b_end, own)
-        for place in own[:found]:
+def _add(firsts: np.ndarray, found: np.ndarray, values: np.ndarray, sums: np.ndarray) -> None:
+    for pair in prange(len(sums)):
+        for place in range(firsts[pair], firsts[pair + 1]):
             for channel in range(values.shape[1]):
-                sums[pair, channel] += values[nodes[place], channel]
+                sums[pair, channel] += values[found[place], channel]

@@ -1,0 +1,117 @@
+"""Trained link predictors in a folder, with their graph: safetensors and JSON, never a pickle."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from polypath.errors import InputError, unknown
+from polypath.files import disk_errors, replace_file, replace_text
+from polypath.graphs.adjacency import Adjacency
+from polypath.graphs.predictors import link_scores
+from polypath.plain import decode, encode
+from polypath.routing.files import read_tensors, write_tensors
+
+VERSION = 1
+DESCRIPTION, TENSORS = "predictor.json", "predictor.safetensors"
+
+KINDS = {"NCN": "polypath.graphs.ncn", "NCNC": "polypath.graphs.ncn"}
+"""Predictors that can be saved, and where they live."""
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What predictor.json holds; `config` is the predictor's own."""
+
+    version: int
+    kind: str
+    config: Any
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPredictor:
+    """A link predictor with the graph on which it scores pairs.
+
+    names: of the nodes. x: (N, F) features, (N,) ids or None.
+    """
+
+    predictor: nn.Module
+    graph: Adjacency
+    names: Sequence[str]
+    x: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        nodes = self.graph.num_nodes
+        if len(self.names) != nodes or (self.x is not None and len(self.x) != nodes):
+            told = "" if self.x is None else f", x {tuple(self.x.shape)}"
+            raise InputError(f"{len(self.names)} names{told} for a graph of {nodes} nodes")
+
+    def scores(self, pairs: Tensor) -> Tensor:
+        """(B,) logits of pairs (2, B) of nodes."""
+        return link_scores(self.predictor, self.graph, self.x, pairs)
+
+    def save(self, folder: str | Path) -> None:
+        """Write predictor.json and predictor.safetensors, each whole or not at all.
+
+        Raises InputError for a predictor of a kind that cannot be read again.
+        """
+        folder, kind = Path(folder), type(self.predictor).__name__
+        _class_of(kind)
+        tensors = {"edges": self.graph.edges}
+        tensors |= {f"weights.{name}": own for name, own in self.predictor.state_dict().items()}
+        if self.x is not None:
+            tensors["x"] = self.x
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / TENSORS, partial(write_tensors, tensors=tensors))
+        description = _Description(VERSION, kind, encode(self.predictor.config), list(self.names))
+        replace_text(folder / DESCRIPTION, json.dumps(encode(description)))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SavedPredictor:
+        """What `save` wrote, in evaluation mode; raises InputError where it is not that."""
+        path = Path(folder) / DESCRIPTION
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON: {error}") from error
+        description: _Description = decode(_Description, found, str(path))
+        if description.version != VERSION:
+            raise InputError(
+                f"{path}: version {description.version}; this release reads {VERSION}, read it "
+                "with the release that wrote it"
+            )
+        kind = _class_of(description.kind)
+        hint = get_type_hints(kind.__init__)["config"]
+        predictor = kind(decode(hint, description.config, f"{path}: config"))
+        tensors, _ = read_tensors(Path(folder) / TENSORS)
+        weights = {
+            name.removeprefix("weights."): own
+            for name, own in tensors.items()
+            if name.startswith("weights.")
+        }
+        try:
+            predictor.load_state_dict(weights)
+            edges = tensors["edges"]
+        except (RuntimeError, KeyError) as error:
+            raise InputError(f"{folder}: {TENSORS} does not fit {DESCRIPTION}: {error}") from error
+        graph = Adjacency.of(torch.cat([edges, edges.flip(0)], 1), len(description.names))
+        return cls(predictor.eval(), graph, description.names, tensors.get("x"))
+
+
+def _class_of(kind: str) -> type[nn.Module]:
+    if kind not in KINDS:
+        raise unknown("link predictor", kind, KINDS)
+    return getattr(importlib.import_module(KINDS[kind]), kind)
