@@ -63,13 +63,14 @@ PUBLIC = {
         save_experts simulate
     """,
     "polypath.diagnosis": """
-        Balance Fluctuation LayerCoupling Pathway Specialisation activity balance
-        between chance_overlap contingency dependence effective_dimension
-        expert_similarity fluctuation follows_entropy gate_information gate_mass
-        generalised heaviest imbalance layer_coupling layer_couplings mean_entropy
-        membership memorised noise_on_routers normalised_mutual_information
-        pathway_distance pathway_distances pathways roughness routed_kernel
-        routing_cosines sample_gates share_of shares specialisation spelled stream_usage
+        Agreement Balance Fluctuation Gaps LayerCoupling Pathway Probe Specialisation
+        TraceAccuracy activity attention_agreement balance between chance_overlap
+        contingency dependence effective_dimension expert_similarity fluctuation
+        follows_entropy gaps gate_information gate_mass generalised heaviest imbalance
+        layer_coupling layer_couplings linear_cka linear_probe mean_entropy membership
+        memorised noise_on_routers normalised_mutual_information pathway_distance
+        pathway_distances pathways relative_drift roughness routed_kernel routing_cosines
+        sample_gates share_of shares specialisation spelled stream_usage trace_accuracy
         transitions underused usage_entropy usage_overlap violations window_pathways
     """,
 }

@@ -4,6 +4,18 @@ from polypath.diagnosis.activity import activity, follows_entropy
 from polypath.diagnosis.complexity import effective_dimension, routed_kernel
 from polypath.diagnosis.consistency import roughness, routing_cosines
 from polypath.diagnosis.coupling import LayerCoupling, layer_coupling, layer_couplings
+from polypath.diagnosis.faithfulness import (
+    Agreement,
+    Gaps,
+    Probe,
+    TraceAccuracy,
+    attention_agreement,
+    gaps,
+    linear_cka,
+    linear_probe,
+    relative_drift,
+    trace_accuracy,
+)
 from polypath.diagnosis.fluctuation import Fluctuation, fluctuation, heaviest, noise_on_routers
 from polypath.diagnosis.information import Balance, balance, expert_similarity, gate_information
 from polypath.diagnosis.load import (
@@ -41,12 +53,17 @@ from polypath.diagnosis.specialisation import (
 from polypath.diagnosis.transitions import between, membership, transitions
 
 __all__ = [
+    "Agreement",
     "Balance",
     "Fluctuation",
+    "Gaps",
     "LayerCoupling",
     "Pathway",
+    "Probe",
     "Specialisation",
+    "TraceAccuracy",
     "activity",
+    "attention_agreement",
     "balance",
     "between",
     "chance_overlap",
@@ -56,6 +73,7 @@ __all__ = [
     "expert_similarity",
     "fluctuation",
     "follows_entropy",
+    "gaps",
     "gate_information",
     "gate_mass",
     "generalised",
@@ -63,6 +81,8 @@ __all__ = [
     "imbalance",
     "layer_coupling",
     "layer_couplings",
+    "linear_cka",
+    "linear_probe",
     "mean_entropy",
     "membership",
     "memorised",
@@ -71,6 +91,7 @@ __all__ = [
     "pathway_distance",
     "pathway_distances",
     "pathways",
+    "relative_drift",
     "roughness",
     "routed_kernel",
     "routing_cosines",
@@ -80,6 +101,7 @@ __all__ = [
     "specialisation",
     "spelled",
     "stream_usage",
+    "trace_accuracy",
     "transitions",
     "underused",
     "usage_entropy",
