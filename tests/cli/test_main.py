@@ -63,6 +63,9 @@ def test_help_of_a_recipe_comes_from_its_config(capsys):
         (["compare", "moe-lm", "moe-lm/dense"], "unknown arm 'dense'; did you mean 'dense-"),
         (["compare", "moe-lm", "moe-lm"], "each may be named once"),
         (["compare", "compare", "moe-lm"], "compare has no arms on text"),
+        (["compare", "ncn", "ncx"], "unknown link predictor 'ncx'; did you mean 'ncn'?"),
+        (["compare", "ncn", "ncn"], "each may be named once"),
+        (["compare", "ncn", "moe-lm"], "unknown link predictor 'moe-lm'"),
         (["table", "nowhere"], "nowhere"),
     ],
 )

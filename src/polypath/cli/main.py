@@ -19,7 +19,7 @@ polypath: models that choose their path
   polypath run                    the recipes, one line each
   polypath run NAME               train and compare; ends with a report   (--help for its options)
   polypath run --resume RUN       carry on with a run that was stopped
-  polypath compare NAME NAME …    several systems on the same text and budget, on one page
+  polypath compare NAME NAME …    several systems on the same text, or links, on one page
   polypath inspect CHECKPOINT     where a text's tokens go in any routed model, on one page
   polypath convert CHECKPOINT     dense layers into experts   (--method factorllm|read-me|granular)
   polypath merge CHECKPOINT       many experts into few, by what its routers do
@@ -120,12 +120,25 @@ def _run(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    """The recipe `compare`, with the systems named first."""
+    """The recipe `compare`, or `compare-links` of link predictors, with the systems named first."""
     count = next((n for n, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     systems, options = arguments[:count], arguments[count:]
     if not systems and not options:
         raise InputError("polypath compare: name two systems or more (`polypath run` lists them)")
-    _run(["compare", *(["--systems", *systems] if systems else []), *options])
+    recipe = "compare-links" if systems and _is_link_predictor(systems[0]) else "compare"
+    _run([recipe, *(["--systems", *systems] if systems else []), *options])
+
+
+def _is_link_predictor(name: str) -> bool:
+    from polypath.recipes.catalogue import catalogue
+
+    entry = catalogue().get(name.partition("/")[0])
+    if entry is not None and entry.domain != "graphs":
+        return False
+
+    from polypath.recipes.links import ROSTER
+
+    return name in ROSTER
 
 
 def _options(

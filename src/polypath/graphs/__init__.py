@@ -9,7 +9,9 @@ from polypath.graphs.concentration import (
     topological_concentration,
 )
 from polypath.graphs.datasets import heterophilous, import_graph, planetoid
+from polypath.graphs.decoders import ProductMLP, ProductMLPConfig
 from polypath.graphs.encoders import EncoderConfig, GraphEncoder
+from polypath.graphs.explain import explain
 from polypath.graphs.files import NamedGraph, read_edges, read_pairs
 from polypath.graphs.graphlets import (
     ORBIT_PAIRS,
@@ -34,10 +36,14 @@ from polypath.graphs.heuristics import (
     shared_neighbours,
     shortest_path,
 )
+from polypath.graphs.knowledge_splits import KnowledgeSplit, split_entities, split_facts
+from polypath.graphs.link_moe import GateConfig, LinkMoE, LinkMoEConfig
+from polypath.graphs.nbfnet import NBFNet, NBFNetConfig
 from polypath.graphs.ncn import NCN, NCNC, Calibration, NCNCConfig, NCNConfig
 from polypath.graphs.negatives import hard_negatives
 from polypath.graphs.node_ranking import NodeRanking, rank_nodes
 from polypath.graphs.overlap import Overlap, Ragged, common_neighbours, common_sums, overlap
+from polypath.graphs.pair_features import pair_features
 from polypath.graphs.passing import Incoming, pass_messages, pass_statistics
 from polypath.graphs.paths import paths_between
 from polypath.graphs.predictors import LinkPredictor, link_scores
@@ -48,6 +54,7 @@ from polypath.graphs.products import (
     propagate,
     symmetric,
 )
+from polypath.graphs.python_knowledge import python_knowledge
 from polypath.graphs.ranking import (
     expected_hits,
     filtered_ranks,
@@ -58,7 +65,10 @@ from polypath.graphs.ranking import (
 from polypath.graphs.reweighting import ReweightedEncoder, Reweighting
 from polypath.graphs.sampling import NeighbourSampler, link_loader, neighbour_loader
 from polypath.graphs.saved import SavedPredictor
+from polypath.graphs.scorers import HeuristicConfig, HeuristicScorer
 from polypath.graphs.splits import LinkSplit, sample_negatives, split_links
+from polypath.graphs.triple_files import read_facts, read_grail, read_openke, read_triples
+from polypath.graphs.triples import KnowledgeGraph
 
 __all__ = [
     "NCN",
@@ -69,16 +79,27 @@ __all__ = [
     "Calibration",
     "EdgeWeights",
     "EncoderConfig",
+    "GateConfig",
     "GraphEncoder",
+    "HeuristicConfig",
+    "HeuristicScorer",
     "Incoming",
+    "KnowledgeGraph",
+    "KnowledgeSplit",
+    "LinkMoE",
+    "LinkMoEConfig",
     "LinkPredictor",
     "LinkSplit",
+    "NBFNet",
+    "NBFNetConfig",
     "NCNCConfig",
     "NCNConfig",
     "NamedGraph",
     "NeighbourSampler",
     "NodeRanking",
     "Overlap",
+    "ProductMLP",
+    "ProductMLPConfig",
     "Ragged",
     "ReweightedEncoder",
     "Reweighting",
@@ -90,6 +111,7 @@ __all__ = [
     "edge_graphlet_degree_vectors",
     "ego_density",
     "expected_hits",
+    "explain",
     "filtered_ranks",
     "graphlet_adjacencies",
     "graphlet_degree_vectors",
@@ -111,6 +133,7 @@ __all__ = [
     "orbit_adjacencies",
     "orbit_adjacency_blocks",
     "overlap",
+    "pair_features",
     "pair_orbits",
     "pass_messages",
     "pass_statistics",
@@ -119,15 +142,22 @@ __all__ = [
     "planetoid",
     "preferential_attachment",
     "propagate",
+    "python_knowledge",
     "rank_nodes",
     "ranks_among",
     "read_edges",
+    "read_facts",
+    "read_grail",
+    "read_openke",
     "read_pairs",
+    "read_triples",
     "resource_allocation",
     "sample_negatives",
     "save_orbit_adjacencies",
     "shared_neighbours",
     "shortest_path",
+    "split_entities",
+    "split_facts",
     "split_links",
     "strata",
     "symmetric",

@@ -23,7 +23,14 @@ from polypath.routing.files import read_tensors, write_tensors
 VERSION = 1
 DESCRIPTION, TENSORS = "predictor.json", "predictor.safetensors"
 
-KINDS = {"NCN": "polypath.graphs.ncn", "NCNC": "polypath.graphs.ncn"}
+KINDS = {
+    "HeuristicScorer": "polypath.graphs.scorers",
+    "LinkMoE": "polypath.graphs.link_moe",
+    "NBFNet": "polypath.graphs.nbfnet",
+    "NCN": "polypath.graphs.ncn",
+    "NCNC": "polypath.graphs.ncn",
+    "ProductMLP": "polypath.graphs.decoders",
+}
 """Predictors that can be saved, and where they live."""
 
 

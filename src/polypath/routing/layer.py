@@ -22,7 +22,8 @@ Override = Callable[["MoE", Tensor, RoutingContext], Routing]
 class MoE(nn.Module):
     """y = Σ weight · expert(x) over each thing's chosen experts, plus `shared(x)`.
 
-    router: x (T, D), context to Routing. experts: x (T, D), Routing to y (T, D).
+    router: x (T, D), context to Routing. experts: x (T, D), Routing to y (T, D), or y of
+        another width.
     shared: a module (T, D) to (T, D) that serves everything, or None.
     losses: a `LayerLoss` each, on the router's and the experts' parameters together, in training;
         the layer keeps copies. Raises InputError where one does not fit the router or the experts.
@@ -49,7 +50,7 @@ class MoE(nn.Module):
         self.last: Routing | None = None
 
     def forward(self, x: Tensor, context: RoutingContext | None = None) -> Tensor:
-        """x (..., D) to y (..., D); the routing goes to whoever listens (see `record`)."""
+        """x (..., D) to y (..., D), or as wide as experts are; whoever listens gets the routing."""
         context = context or current()
         if context.shape is None:
             context = replace(context, shape=tuple(x.shape[:-1]))
@@ -67,7 +68,7 @@ class MoE(nn.Module):
         y = self.experts(rows, routing)
         if self.shared is not None:
             y = y + self.shared(rows)
-        return y.view(x.shape)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def route(self, rows: Tensor, context: RoutingContext) -> Routing:
         """The routing of rows (T, D): the router's, unless `replay` put another in its place."""
