@@ -62,7 +62,7 @@ def test_every_system_is_made_trained_and_scores(with_x: bool) -> None:
 
 
 def test_a_seed_gives_the_same_predictor() -> None:
-    own = links()
+    own = links(experts=("cn", "gae"))
     for name in ("mlp", "ncn", "link-moe"):
         found = [system(name)(own, seed, Counting()).state_dict() for seed in (1, 1, 2)]
         same = [all(torch.equal(a[key], found[0][key]) for key in a) for a in found[1:]]
