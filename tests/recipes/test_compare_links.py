@@ -13,7 +13,7 @@ from polypath.graphs.predictors import link_scores
 from polypath.graphs.saved import SavedPredictor
 from polypath.plain import decode, encode
 from polypath.recipes.compare_links import Config, Contest, claims, on_system, table
-from polypath.recipes.link_arms import keep
+from polypath.recipes.graph_sources import keep
 from polypath.recipes.links import Source, measures
 from recipe_runs import first_column, outcome_of
 from reporters import Counting

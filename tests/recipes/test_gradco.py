@@ -24,6 +24,7 @@ from polypath.recipes.gradco import (
     prepare,
     share_unseen,
 )
+from polypath.recipes.graph_sources import keep
 from polypath.recipes.orbit_tasks import (
     APART,
     CN,
@@ -45,7 +46,6 @@ from polypath.recipes.orbit_tasks import (
     walk,
 )
 from polypath.report.outcome import Held
-from polypath.training.checkpoint import save_state
 from polypath.training.interrupt import Interrupted
 from recipe_runs import first_column, outcome_of
 
@@ -141,7 +141,7 @@ def test_gadgets_are_a_trial() -> None:
 def kept(tmp_path: Path) -> Path:
     graph, labels = partition()
     path = tmp_path / "graph.safetensors"
-    save_state(path, {"edge_index": graph.edge_index, "y": labels}, {"nodes": 60})
+    keep(NamedGraph(graph.edge_index, [str(n) for n in range(60)], y=labels), path)
     return path
 
 

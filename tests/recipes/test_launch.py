@@ -1,11 +1,13 @@
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
 from polypath.errors import InputError
 from polypath.recipes import moe_lm
-from polypath.recipes.launch import preset
+from polypath.recipes.catalogue import catalogue
+from polypath.recipes.launch import launch, preset
 from polypath.training.run import Run
 
 
@@ -50,3 +52,39 @@ def test_presets_change_what_they_name():
     for name, value in moe_lm.PRESETS["quick"].items():
         assert getattr(quick, name) == value
     assert quick.hidden == moe_lm.Config().hidden
+
+
+@pytest.mark.parametrize("name", sorted(catalogue()))
+def test_every_recipe_can_be_resumed_with_its_defaults(tmp_path, name):
+    recipe = catalogue()[name].load()
+    Run.create(tmp_path, name, recipe.Config())
+    resumed = preset(name, recipe, None, tmp_path)
+    Run.create(tmp_path / "again", name, resumed)
+    first, second = (folder / "config.yaml" for folder in (tmp_path, tmp_path / "again"))
+    assert first.read_text() == second.read_text()
+
+
+def refusing(leaves=""):
+    """A recipe that meets bad input, before or after it has left a file."""
+    recipe = ModuleType("refusing")
+
+    def run(config, run):
+        if leaves:
+            (run.folder / leaves).touch()
+        raise InputError("line 3: one name, where two are needed")
+
+    recipe.run = run
+    return recipe
+
+
+def test_bad_input_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError, match="line 3"):
+        launch("refusing", refusing(), {}, tmp_path / "run", None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", "checkpoints/one.safetensors"])
+def test_what_was_done_before_bad_input_stays(tmp_path, kept):
+    with pytest.raises(InputError, match="line 3"):
+        launch("refusing", refusing(kept), {}, tmp_path / "run", None)
+    assert (tmp_path / "run" / kept).exists()

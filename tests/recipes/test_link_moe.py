@@ -12,7 +12,7 @@ from polypath.errors import InputError
 from polypath.graphs import Adjacency, NamedGraph, ranks_among, shared_neighbours, shortest_path
 from polypath.graphs.pair_features import pair_features
 from polypath.plain import decode, encode
-from polypath.recipes.link_arms import keep
+from polypath.recipes.graph_sources import keep
 from polypath.recipes.link_experts import (
     HARD,
     KINDS,

@@ -17,7 +17,7 @@ from polypath.graphs.ncn import NCN, NCNC
 from polypath.graphs.predictors import link_scores
 from polypath.graphs.scorers import SCORES, HeuristicScorer
 from polypath.recipes import links as module
-from polypath.recipes.link_arms import keep
+from polypath.recipes.graph_sources import keep
 from polypath.recipes.links import (
     HITS,
     ROSTER,
@@ -152,6 +152,7 @@ def test_constants_are_those_of_a_data_set_with_features(
     names = [str(node) for node in range(34)]
     for folder, x, published in (("a", torch.eye(34), "cora"), ("b", None, None)):
         (tmp_path / folder / "cora").mkdir(parents=True)
+        (tmp_path / folder / "cora" / "ind.cora.x").touch()
         graph = NamedGraph(edges, names, x)
         monkeypatch.setattr(module, "planetoid", lambda *_, graph=graph: graph)
         found = source(None, None, tmp_path / folder, tmp_path / folder)

@@ -13,6 +13,7 @@ from polypath.graphs.ncn import NCN, NCNC
 from polypath.graphs.saved import SavedPredictor
 from polypath.plain import decode, encode
 from polypath.recipes import ncn as recipe
+from polypath.recipes.graph_sources import keep
 from polypath.recipes.link_arms import (
     COMPLETED,
     COUNTED,
@@ -24,7 +25,6 @@ from polypath.recipes.link_arms import (
     SUMMED,
     LinkArm,
     geometric,
-    keep,
     made,
     on_links,
     split_of,

@@ -58,7 +58,7 @@ def edge_slopes(model: NBFNet, edges: Incoming, head: int, relation: int, tail: 
     weights = [
         torch.ones(len(edges.sources), device=device, requires_grad=True) for _ in model.layers
     ]
-    score = model(edges.to(str(device)), heads, relations, tails[:, None], weights)
+    score = model(edges.to(device), heads, relations, tails[:, None], weights)
     slopes = torch.stack(torch.autograd.grad(score.sum(), weights)).cpu()
     return slopes[:, edges.order.cpu()]
 

@@ -11,10 +11,9 @@ of experts are calibrated logits.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,7 @@ from polypath.graphs.adjacency import Adjacency
 from polypath.graphs.calibrate import PlattScaling
 from polypath.graphs.pair_features import OF_GATE, pair_features, width
 from polypath.graphs.predictors import link_scores
-from polypath.graphs.saved import KINDS
-from polypath.plain import decode
+from polypath.graphs.saved import made
 from polypath.routing import MoE, Routing, RoutingContext, SoftRouter
 
 Block = Literal["features", "structure", "scores"]
@@ -198,8 +196,12 @@ class LinkMoE(nn.Module):
     def __init__(self, config: LinkMoEConfig, experts: Sequence[nn.Module] | None = None) -> None:
         super().__init__()
         self.config = config
-        made = [_made(expert) for expert in config.experts] if experts is None else experts
-        self.experts = nn.ModuleList(made).requires_grad_(False)
+        own = (
+            [made(one.kind, one.config, one.kind) for one in config.experts]
+            if experts is None
+            else experts
+        )
+        self.experts = nn.ModuleList(own).requires_grad_(False)
         self.mixture = ScoreMixture(
             config.features, width(config.structure), len(config.experts), config.gate
         )
@@ -257,17 +259,3 @@ def _stack(inputs: int, dim: int, layers: int, dropout: float) -> nn.Sequential:
     for layer in range(layers):
         found += [nn.Linear(dim if layer else inputs, dim), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*found)
-
-
-def _made(expert: Expert) -> nn.Module:
-    """A predictor as it is before it has learnt, or read, anything."""
-    if expert.kind not in KINDS:
-        raise unknown("link predictor", expert.kind, KINDS)
-    kind = getattr(importlib.import_module(KINDS[expert.kind]), expert.kind)
-    hint = get_type_hints(kind.__init__)["config"]
-    own = (
-        expert.config
-        if isinstance(expert.config, hint)
-        else decode(hint, expert.config, expert.kind)
-    )
-    return kind(own)

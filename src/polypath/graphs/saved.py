@@ -100,9 +100,7 @@ class SavedPredictor:
                 f"{path}: version {description.version}; this release reads {VERSION}, read it "
                 "with the release that wrote it"
             )
-        kind = _class_of(description.kind)
-        hint = get_type_hints(kind.__init__)["config"]
-        predictor = kind(decode(hint, description.config, f"{path}: config"))
+        predictor = made(description.kind, description.config, f"{path}: config")
         tensors, _ = read_tensors(Path(folder) / TENSORS)
         weights = {
             name.removeprefix("weights."): own
@@ -116,6 +114,16 @@ class SavedPredictor:
             raise InputError(f"{folder}: {TENSORS} does not fit {DESCRIPTION}: {error}") from error
         graph = Adjacency.of(torch.cat([edges, edges.flip(0)], 1), len(description.names))
         return cls(predictor.eval(), graph, description.names, tensors.get("x"))
+
+
+def made(kind: str, config: Any, where: str) -> nn.Module:
+    """A predictor of a class, as it is before it has learnt or read anything.
+
+    config: its own, or plain values of it; InputError says `where` these are wrong.
+    """
+    found = _class_of(kind)
+    hint = get_type_hints(found.__init__)["config"]
+    return found(config if isinstance(config, hint) else decode(hint, config, where))
 
 
 def _class_of(kind: str) -> type[nn.Module]:

@@ -6,6 +6,7 @@ measured beside the loss comes from `polypath.recipes.measures`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
 
@@ -23,7 +24,7 @@ DOMAIN = "language"
 class Config(TextConfig):
     """Who is compared, on what, and for how long."""
 
-    systems: tuple[str, ...] = ("moe-lm", "moe-lm/dense-active")
+    systems: Sequence[str] = ("moe-lm", "moe-lm/dense-active")
     """Recipes on text, or RECIPE/ARM; the first is what the others are held against."""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polypath.errors import InputError, unknown
+from polypath.errors import InputError
 from polypath.graphs import NamedGraph, import_graph, planetoid, read_edges
-from polypath.graphs.datasets import data_folder
 from polypath.graphs.files import find
 from polypath.graphs.graphlets import WALK_VISIBLE
+from polypath.recipes.graph_sources import CORA, IMPORTS, Make, check_names, chosen, kept
 from polypath.recipes.orbit_tasks import (
     CN,
     LENGTHS,
@@ -40,13 +40,11 @@ from polypath.recipes.orbit_tasks import (
 )
 from polypath.recipes.trials import Facts, conclude, trials
 from polypath.report import Claim, Outcome, Table, estimate, judge
-from polypath.training import distribution
-from polypath.training.checkpoint import save_state
 from polypath.training.run import Run
 
 DOMAIN = "graphs"
 PAPER = "GRADCO (2024)"
-GRAPHS = ("cora", "imports")
+GRAPHS = (CORA, IMPORTS)
 SMALLEST = 8
 """Modules that a package of the library needs to be a class."""
 
@@ -82,9 +80,7 @@ class Config:
             raise InputError(f"skeleton={self.skeleton}; an even number is right")
         if self.classes is not None and self.data is None:
             raise InputError("classes are of the nodes of data, which is not given")
-        for name in self.graphs:
-            if name not in GRAPHS:
-                raise unknown("graph", name, GRAPHS)
+        check_names(self.graphs, GRAPHS)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -122,27 +118,19 @@ def run(config: Config, run: Run) -> Outcome:
 
 def prepare(config: Config, folder: Path) -> dict[str, tuple[Path, bool]]:
     """Where each graph is kept, once for all trials, and whether its nodes have classes."""
-    sources: dict[str, Callable[[], NamedGraph]]
     if config.data is not None:
-        sources = {config.data.stem: partial(own_graph, config.data, config.classes)}
-    else:
-        known: dict[str, Callable[[], NamedGraph]] = {
-            "cora": partial(planetoid, "cora", config.data_dir),
-            "imports": packages,
+        sources: dict[str, Make | None] = {
+            config.data.stem: partial(own_graph, config.data, config.classes)
         }
-        own = data_folder(config.data_dir)
-        here = own is not None and (own / "cora" / "ind.cora.x").exists()
-        sources = {name: known[name] for name in config.graphs or GRAPHS[0 if here else 1 :]}
-    found = {}
-    for name, source in sources.items():
-        path = folder / f"{name}.safetensors"
-        found[name] = path, config.data is None or config.classes is not None
-        if not path.exists() and distribution.is_main():
-            graph = source()
-            y = {} if graph.y is None else {"y": graph.y}
-            save_state(path, {"edge_index": graph.edge_index} | y, {"nodes": graph.num_nodes})
-    distribution.wait()
-    return found
+    else:
+        known: dict[str, Make | None] = {
+            CORA: partial(planetoid, CORA, config.data_dir),
+            IMPORTS: packages,
+        }
+        sources = chosen(known, config.graphs, config.data_dir)
+    classes = config.data is None or config.classes is not None
+    paths = kept(sources, folder).items()
+    return {name: (path, classes) for name, path in paths if path is not None}
 
 
 def packages() -> NamedGraph:

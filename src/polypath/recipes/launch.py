@@ -10,6 +10,7 @@ from typing import Any
 from polypath.errors import InputError, unknown
 from polypath.plain import decode
 from polypath.recipes.show import print_outcome
+from polypath.report import Outcome
 from polypath.report.page import render
 from polypath.training import distribution
 from polypath.training.display import console
@@ -39,7 +40,7 @@ def launch(
     device = distribution.start(None if wanted == "auto" else wanted)
     try:
         run = _begin(name, config, out) if resume is None else Run.open(resume)
-        outcome = recipe.run(config, replace(run, device=str(device)))
+        outcome = _run(recipe, config, replace(run, device=str(device)))
         if distribution.is_main():
             outcome.save(run.folder / "outcome.json")
             page = render(run.folder)
@@ -51,6 +52,16 @@ def launch(
         raise SystemExit(130) from None
     finally:
         distribution.stop()
+
+
+def _run(recipe: ModuleType, config: Any, run: Run) -> Outcome:
+    """What a recipe finds; bad input that is met before anything was done leaves no folder."""
+    try:
+        return recipe.run(config, run)
+    except InputError:
+        if distribution.is_main():
+            run.discard()
+        raise
 
 
 def _begin(name: str, config: Any, out: Path | None) -> Run:

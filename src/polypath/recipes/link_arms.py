@@ -28,8 +28,8 @@ from polypath.graphs.encoders import EncoderConfig
 from polypath.graphs.ncn import NCN, NCNC, NCNCConfig, NCNConfig, Pool
 from polypath.graphs.predictors import link_scores
 from polypath.graphs.saved import SavedPredictor
+from polypath.recipes.graph_sources import read
 from polypath.recipes.trials import Facts
-from polypath.training.checkpoint import load_state, save_state
 from polypath.training.links import LinkTask, LinkTraining, fit_links
 from polypath.training.ncn import published_ncn
 from polypath.training.parts import Reporter
@@ -76,17 +76,12 @@ class LinkArm:
         """The graph, with features or without."""
         if self.source is None:
             return geometric(self.nodes, seed)
-        tensors, facts = load_state(self.source)
-        x = tensors["x"].float() if "x" in tensors else None
-        return NamedGraph(tensors["edge_index"], facts["names"], x)
+        return binary(read(self.source))
 
 
-def keep(graph: NamedGraph, path: Path) -> None:
-    """A graph as a file, as `LinkArm` reads it; of features, which are not 0."""
-    tensors = {"edge_index": graph.edge_index}
-    if graph.x is not None:
-        tensors["x"] = (graph.x != 0).byte()
-    save_state(path, tensors, {"names": list(graph.names)})
+def binary(graph: NamedGraph) -> NamedGraph:
+    """With features of 0 and 1, as the published constants take them."""
+    return graph if graph.x is None else replace(graph, x=(graph.x != 0).float())
 
 
 def geometric(nodes: int, seed: int) -> NamedGraph:

@@ -25,20 +25,18 @@ from polypath.graphs import (
     ranks_among,
     read_edges,
 )
-from polypath.graphs.datasets import PLANETOID, data_folder
+from polypath.graphs.datasets import PLANETOID
 from polypath.graphs.decoders import ProductMLP, ProductMLPConfig
 from polypath.graphs.encoders import EncoderConfig
 from polypath.graphs.nbfnet import NBFNet, NBFNetConfig
 from polypath.graphs.predictors import link_scores
 from polypath.graphs.scorers import COSINE, SCORES, HeuristicConfig, HeuristicScorer
-from polypath.recipes.link_arms import COMPLETED, GAE, SUMMED, LinkArm, keep, made
-from polypath.training import distribution
-from polypath.training.checkpoint import load_state
+from polypath.recipes.graph_sources import CORA, IMPORTS, Make, has_cora, kept, read
+from polypath.recipes.link_arms import COMPLETED, GAE, SUMMED, LinkArm, binary, made
 from polypath.training.link_moe import fit_link_moe
 from polypath.training.links import LinkTask, LinkTraining, evaluate, fit_links
 from polypath.training.parts import Reporter
 
-IMPORTS = "imports"
 DATA_SETS = (*PLANETOID, IMPORTS)
 VALID, TEST = 0.05, 0.1
 """Shares of links, as HeaRT has them."""
@@ -196,9 +194,7 @@ class Source:
 
     def read(self) -> NamedGraph:
         """With features as they are, 0 or 1, or without."""
-        tensors, facts = load_state(self.path)
-        x = tensors["x"].float() if "x" in tensors else None
-        return NamedGraph(tensors["edge_index"], facts["names"], x)
+        return binary(read(self.path))
 
 
 def source(data: Path | None, data_set: str | None, data_dir: Path | None, folder: Path) -> Source:
@@ -212,19 +208,22 @@ def source(data: Path | None, data_set: str | None, data_dir: Path | None, folde
         raise InputError(f"data={data} and data_set={data_set}: name one of them")
     if data_set is not None and data_set not in DATA_SETS:
         raise unknown("data set", data_set, DATA_SETS)
-    own = data_folder(data_dir)
-    here = own is not None and (own / "cora").is_dir()
-    name = data_set or (PLANETOID[0] if here else IMPORTS)
-    path = folder / "graph.safetensors"
-    if not path.exists() and distribution.is_main():
-        if data is not None:
-            keep(read_edges(data), path)
-        else:
-            keep(with_words(import_graph()) if name == IMPORTS else planetoid(name, own), path)
-    distribution.wait()
+    name = data_set or (CORA if has_cora(data_dir) else IMPORTS)
+    make: Make = partial(planetoid, name, data_dir)
+    if data is not None:
+        make = partial(read_edges, data)
+    elif name == IMPORTS:
+        make = imports_with_words
+    path = kept({"graph": make}, folder)["graph"]
+    assert path is not None  # as there is something to make
     found = Source(path)
     published = data is None and name in PLANETOID and found.read().x is not None
     return replace(found, published=name if published else None)
+
+
+def imports_with_words() -> NamedGraph:
+    """The import graph, with features."""
+    return with_words(import_graph())
 
 
 def with_words(graph: NamedGraph) -> NamedGraph:

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from polypath.errors import InputError, unknown
-from polypath.graphs import NamedGraph, import_graph, planetoid, read_edges
-from polypath.graphs.datasets import data_folder
+from polypath.errors import InputError
+from polypath.graphs import import_graph, planetoid, read_edges
+from polypath.recipes.graph_sources import CORA, IMPORTS, Make, check_names, chosen, kept
 from polypath.recipes.link_arms import (
     COMPLETED,
     COUNTED,
@@ -27,19 +27,17 @@ from polypath.recipes.link_arms import (
     SHARED,
     SUMMED,
     LinkArm,
-    keep,
     on_links,
 )
 from polypath.recipes.trials import Facts, conclude, trials
 from polypath.report import Claim, Outcome, Table, estimate, judge
 from polypath.report.figures import Curves
 from polypath.report.statistics import series
-from polypath.training import distribution
 from polypath.training.run import Run
 
 DOMAIN = "graphs"
 PAPER = "NCN (2024)"
-CORA, GEOMETRIC, SPARSE, IMPORTS = "cora", "geometric", "geometric, 40 % missing", "imports"
+GEOMETRIC, SPARSE = "geometric", "geometric, 40 % missing"
 GRAPHS = (CORA, GEOMETRIC, SPARSE, IMPORTS)
 MISSING = 0.4
 PUBLISHED = {SUMMED: (0.8905, 0.0096), COMPLETED: (0.8965, 0.0136)}
@@ -76,9 +74,7 @@ class Config:
         for name, least in (("seeds", 1), ("nodes", 100), ("epochs", 1), ("hits", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}; at least {least} is needed")
-        for name in self.graphs:
-            if name not in GRAPHS:
-                raise unknown("graph", name, GRAPHS)
+        check_names(self.graphs, GRAPHS)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -116,24 +112,15 @@ def run(config: Config, run: Run) -> Outcome:
 
 def prepare(config: Config, folder: Path) -> dict[str, Path | None]:
     """Where each graph is kept, once for all; None for those that every seed draws anew."""
-    own = data_folder(config.data_dir)
-    here = own is not None and (own / "cora").is_dir()
-    known: dict[str, Callable[[], NamedGraph] | None] = {
-        CORA: partial(planetoid, "cora", config.data_dir),
+    known: dict[str, Make | None] = {
+        CORA: partial(planetoid, CORA, config.data_dir),
         GEOMETRIC: None,
         SPARSE: None,
         IMPORTS: import_graph,
     }
-    sources = {name: known[name] for name in config.graphs or GRAPHS[0 if here else 1 :]}
     if config.data is not None:
-        sources = {config.data.stem: partial(read_edges, config.data)}
-    paths: dict[str, Path | None] = {}
-    for name, source in sources.items():
-        path = paths[name] = None if source is None else folder / f"{name}.safetensors"
-        if source is not None and path is not None and not path.exists() and distribution.is_main():
-            keep(source(), path)
-    distribution.wait()
-    return paths
+        return kept({config.data.stem: partial(read_edges, config.data)}, folder)
+    return kept(chosen(known, config.graphs, config.data_dir), folder)
 
 
 def tasks(config: Config, name: str, path: Path | None, models: Path) -> list[LinkArm]:

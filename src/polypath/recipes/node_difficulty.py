@@ -29,8 +29,8 @@ from polypath.graphs.ncn import NCN, NCNConfig
 from polypath.graphs.node_ranking import NodeRanking, rank_nodes
 from polypath.graphs.products import symmetric
 from polypath.graphs.reweighting import ReweightedEncoder, Reweighting
+from polypath.recipes.graph_sources import read
 from polypath.recipes.trials import Facts
-from polypath.training.checkpoint import load_state
 from polypath.training.links import LinkFit, LinkTask, LinkTraining, fit_links
 from polypath.training.parts import Reporter
 
@@ -64,8 +64,8 @@ class Diagnosis:
         """A graph, and its features where it has some."""
         if self.source is None:
             return planted_partition(self.nodes, seed), None
-        tensors, facts = load_state(self.source)
-        return Adjacency.of(tensors["edge_index"], facts["nodes"]), tensors.get("x")
+        graph = read(self.source)
+        return Adjacency.of(graph), graph.x
 
 
 def planted_partition(nodes: int, seed: int) -> Adjacency:

@@ -31,8 +31,8 @@ from polypath.graphs.graphlets import (
     walk_cooccurrence,
 )
 from polypath.graphs.heuristics import to_scipy
+from polypath.recipes.graph_sources import read
 from polypath.recipes.trials import Facts
-from polypath.training.checkpoint import load_state
 from polypath.training.interrupt import Interrupted
 from polypath.training.parts import Reporter
 
@@ -79,8 +79,8 @@ def gadgets(skeleton: int, seed: int) -> tuple[Adjacency, Tensor, Tensor]:
 
 def load(path: Path) -> tuple[Adjacency, Tensor | None]:
     """The graph that a recipe has kept, and its classes where it has some; -1 is no class."""
-    tensors, facts = load_state(path)
-    return Adjacency.of(tensors["edge_index"], facts["nodes"]), tensors.get("y")
+    graph = read(path)
+    return Adjacency.of(graph), graph.y
 
 
 def on_gadgets(skeleton: int, dim: int, seed: int, reporter: Reporter) -> tuple[Facts, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ PAPER = "Read-ME (2024)"
 class Config(HostConfig):
     """The domains, the host that is trained first on all of them, and how it is refactored."""
 
-    domains: tuple[Path, ...] = ()
+    domains: Sequence[Path] = ()
     """Text files or folders, one a domain; by default Python source, its docstrings, arithmetic
     and Unicode's table of characters."""
     limit_mb: float = 0.6

@@ -7,15 +7,15 @@ Source: A Topological Perspective on Demystifying GNN-Based Link Prediction Perf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polypath.errors import InputError, unknown
-from polypath.graphs import NamedGraph, import_graph, planetoid, read_edges
-from polypath.graphs.datasets import data_folder
+from polypath.errors import InputError
+from polypath.graphs import import_graph, planetoid, read_edges
+from polypath.recipes.graph_sources import CORA, IMPORTS, Make, check_names, chosen, kept
 from polypath.recipes.node_difficulty import CONTROLS, PREDICTORS, Diagnosis, on_graph
 from polypath.recipes.node_reports import (
     correlations_table,
@@ -28,13 +28,11 @@ from polypath.recipes.node_reports import (
 )
 from polypath.recipes.trials import Facts, conclude, trials
 from polypath.report import Claim, Outcome, judge
-from polypath.training import distribution
-from polypath.training.checkpoint import save_state
 from polypath.training.run import Run
 
 DOMAIN = "graphs"
 PAPER = "Topological concentration (2024)"
-GRAPHS = ("cora", "partition", "imports")
+GRAPHS = (CORA, "partition", IMPORTS)
 GCN, REWEIGHTED, _ = PREDICTORS
 
 
@@ -79,9 +77,7 @@ class Config:
         for name in ("rate", "alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}; a positive number is right")
-        for name in self.graphs:
-            if name not in GRAPHS:
-                raise unknown("graph", name, GRAPHS)
+        check_names(self.graphs, GRAPHS)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -117,29 +113,14 @@ def run(config: Config, run: Run) -> Outcome:
 
 def prepare(config: Config, folder: Path) -> dict[str, Path | None]:
     """Where each graph is kept, once for all splits; None for one that every seed draws anew."""
-    known: dict[str, Callable[[], NamedGraph] | None] = {
-        "cora": partial(planetoid, "cora", config.data_dir),
+    known: dict[str, Make | None] = {
+        CORA: partial(planetoid, CORA, config.data_dir),
         "partition": None,
-        "imports": import_graph,
+        IMPORTS: import_graph,
     }
-    own = data_folder(config.data_dir)
-    here = own is not None and (own / "cora").is_dir()
-    sources = {name: known[name] for name in config.graphs or GRAPHS[0 if here else 1 :]}
     if config.data is not None:
-        sources = {config.data.stem: partial(read_edges, config.data)}
-    paths: dict[str, Path | None] = {}
-    for name, source in sources.items():
-        path = paths[name] = None if source is None else folder / f"{name}.safetensors"
-        if source is not None and path is not None and not path.exists() and distribution.is_main():
-            keep(source(), path)
-    distribution.wait()
-    return paths
-
-
-def keep(graph: NamedGraph, path: Path) -> None:
-    """A graph as a file, as `Diagnosis` reads it."""
-    features = {} if graph.x is None else {"x": graph.x}
-    save_state(path, {"edge_index": graph.edge_index} | features, {"nodes": graph.num_nodes})
+        return kept({config.data.stem: partial(read_edges, config.data)}, folder)
+    return kept(chosen(known, config.graphs, config.data_dir), folder)
 
 
 def claims_on(name: str, facts: list[Facts]) -> list[Claim]:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,11 @@ class Run:
                 f"{VERSION}; read it with the release that wrote it, or start a new run"
             )
         return cls(folder, recipe, config)
+
+    def discard(self) -> None:
+        """Remove the folder of a run that left nothing but its configuration."""
+        if {path.name for path in self.folder.rglob("*")} == {"config.yaml", "checkpoints"}:
+            shutil.rmtree(self.folder)
 
     @property
     def metrics_path(self) -> Path:

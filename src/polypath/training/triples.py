@@ -71,6 +71,9 @@ class Batch:
         own = torch.arange(len(self.heads)).tensor_split(parts)[which]
         return Batch(self.heads[own], self.relations[own], self.tails[own])
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(part.to(device) for part in (self.heads, self.relations, self.tails)))
+
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
@@ -190,8 +193,9 @@ def step(
     training: TripleTraining,
 ) -> float:
     """One step on a batch, whose questions ranks share; its mean loss, the same on each."""
-    edges = seen(removal, batch, training)
-    own = batch.part(distribution.rank(), distribution.world())
+    device = _device(model)
+    edges = seen(removal, batch, training).to(device)
+    own = batch.part(distribution.rank(), distribution.world()).to(device)
     scores = model(edges, own.heads, own.relations, own.tails)
     share = self_adversarial_loss(scores, training.temperature).sum() / len(batch.heads)
     optimiser.zero_grad()
@@ -219,18 +223,24 @@ def rank_tails(
     comes again is asked once.
     """
     model.eval()
-    edges = graph.edges()
+    device = _device(model)
+    edges = graph.edges().to(device)
     every = with_inverses(facts, len(graph.relations))
     asked, places = every[:, :2].unique(dim=0, return_inverse=True)
     ranks, rivals = torch.empty(len(every)).double(), torch.empty_like(places)
     for low in range(0, len(asked), batch):
         heads, relations = asked[low : low + batch].unbind(1)
-        scores, fits = model(edges, heads, relations), known.mask(heads, relations)
+        scores = model(edges, heads.to(device), relations.to(device)).cpu()
+        fits = known.mask(heads, relations)
         own = ((places >= low) & (places < low + batch)).nonzero()[:, 0]
         rows = places[own] - low
         ranks[own] = filtered_ranks(scores[rows], every[own, 2], fits[rows])
         rivals[own] = (~fits[rows]).sum(1)
     return Ranking(ranks, rivals)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
