@@ -72,6 +72,8 @@ def test_splits_of_entities_share_none(seed: int) -> None:
         found |= {part.named(fact) for fact in facts}
     wanted = {graph.named(fact) for fact in graph.facts if trained[fact[0]] == trained[fact[2]]}
     assert found == wanted
+    tested = torch.cat([split.inference.facts, split.test]).tolist()
+    assert sorted(split.whole.facts.tolist()) == sorted(tested)
     valid, test = split.known()
     assert valid.mask(split.valid[:, 0], split.valid[:, 1]).any(1).all()
     assert test.mask(split.test[:, 0], split.test[:, 1]).any(1).all()
@@ -101,6 +103,8 @@ def test_lessons_may_be_other_facts_than_messages() -> None:
     own = replace(split, learnt=split.train.facts[3:])
     assert torch.equal(own.lessons, split.train.facts[3:])
     assert torch.equal(split.lessons, split.train.facts)
+    for one in (own, split):  # what is not learnt is known all the same
+        assert sorted(one.whole.facts.tolist()) == sorted(graph_of(0).facts.tolist())
 
 
 def test_wrong_splits_are_told() -> None:

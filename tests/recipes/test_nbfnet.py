@@ -107,11 +107,11 @@ def test_graphs_are_those_that_are_there(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_arms_are_the_specifications() -> None:
     config = Config(epochs=2, steps=7, batch=5)
-    assert list(arms(config, KINSHIP, Path())) == [DEEP, SHALLOW, *EMBEDDED]
-    assert list(arms(config, PYTHON, Path())) == [LEARNT, USUAL, *ABLATED]
-    own: Any = arms(config, WORDNET, Path("x"))[LEARNT]
+    assert list(arms(config, KINSHIP, Path(), Path("models"))) == [DEEP, SHALLOW, *EMBEDDED]
+    assert list(arms(config, PYTHON, Path(), Path("models"))) == [LEARNT, USUAL, *ABLATED]
+    own: Any = arms(config, WORDNET, Path("x"), Path("models"))[LEARNT]
     assert (own.args[0].epochs, own.args[0].steps, own.args[0].batch) == (4, None, 5)
-    assert list(arms(config, CORA, Path())) == ["NBFNet", "Katz"]
+    assert list(arms(config, CORA, Path(), Path("models"))) == ["NBFNet", "Katz"]
 
 
 def test_a_configuration_is_kept_as_it_is() -> None:

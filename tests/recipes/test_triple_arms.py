@@ -11,6 +11,7 @@ import torch
 
 from polypath.graphs.knowledge_splits import split_facts
 from polypath.graphs.nbfnet import NBFNet, NBFNetConfig
+from polypath.graphs.saved_knowledge import SavedKnowledge
 from polypath.graphs.triple_files import read_triples, write_triples
 from polypath.graphs.triples import KnowledgeGraph, with_inverses
 from polypath.recipes import triple_arms
@@ -79,14 +80,17 @@ def test_popularity_counts_tails() -> None:
 
 
 @pytest.mark.parametrize("aggregate", ["pna", "sum", None])
-def test_a_trial_tells_what_came_out(triples: Path, aggregate: Any) -> None:
-    reporter = Silent()
-    facts, line = on_triples(TripleArm(triples, aggregate, 2, 16), 0, reporter)
+def test_a_trial_tells_what_came_out(triples: Path, aggregate: Any, tmp_path: Path) -> None:
+    reporter, models = Silent(), tmp_path / "models"
+    facts, line = on_triples(TripleArm(triples, aggregate, 2, 16, models=models), 0, reporter)
     assert reporter.told == (0 if aggregate is None else 2)
     assert reporter.skipped == (2 if aggregate is None else 0)
     assert facts["sizes"]["relations"] == 2 and 0 < facts["test"]["mrr"] <= 1
     assert f"{facts['test']['mrr']:.3f}" in line
-    assert ("walks" in facts) == (aggregate == "pna")
+    assert ("walks" in facts) == (aggregate == "pna") == models.exists()
+    if aggregate == "pna":
+        graph, every = SavedKnowledge.load(models).graph, ring()
+        assert {graph.named(f) for f in graph.facts} == {every.named(f) for f in every.facts}
     if aggregate is not None:
         assert len(facts["valids"]) == 2 and facts["epoch"] in (1, 2)
 

@@ -6,10 +6,9 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -17,7 +16,11 @@ from polypath.cli.parsing import parse
 from polypath.errors import InputError, unknown
 from polypath.files import replace_text
 
+if TYPE_CHECKING:  # torch is imported when it is needed
+    from polypath.graphs.answers import Answer
+
 LINE = "Score pairs of nodes, or find the likeliest partners of one, with a saved link predictor."
+COLUMNS = ("source", "relation", "target", "probability", "logit", "known", "paths")
 
 
 @dataclass(frozen=True)
@@ -25,31 +28,25 @@ class Predict:
     """What is asked of a saved link predictor."""
 
     model: tyro.conf.Positional[Path]
-    """A folder of a saved predictor, such as RUN/models/ncn-0."""
+    """A folder of a saved predictor, such as RUN/models/ncn."""
     pairs: Path | None = None
-    """A file with a pair of names on each line, as an edge list has them."""
+    """A file with a pair of names on each line, as an edge list has them; of a knowledge graph,
+    with head, relation and tail."""
     node: Annotated[str | None, tyro.conf.arg(name="for")] = None
     """Instead: find partners for the node of this name."""
+    relation: str | None = None
+    """Of a knowledge graph: by which relation; the node is the head."""
+    inverse: bool = False
+    """The node is the tail, heads are found."""
     top: int = 20
-    """How many partners; those that are linked already are left out."""
+    """How many partners; those that are known already are left out."""
     paths: int = 3
-    """Paths in the graph that are shown with each answer; 0 for none."""
+    """Paths in the graph that are shown with each answer; 0 for none. Of NBFNet, those that its
+    score depends on most."""
     format: Literal["csv", "json"] = "csv"
     """How answers are written."""
     out: Path | None = None
     """The file to write; the terminal by default."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A pair with its score; paths: names of nodes from source to target."""
-
-    source: str
-    target: str
-    probability: float
-    logit: float
-    linked: bool
-    paths: Sequence[Sequence[str]]
 
 
 def links(arguments: list[str]) -> None:
@@ -61,6 +58,8 @@ def links(arguments: list[str]) -> None:
     given = parse(Predict, arguments[1:], "polypath links predict", LINE)
     if (given.pairs is None) == (given.node is None):
         raise InputError("links predict: name --pairs FILE or --for NODE, one of them")
+    if given.node is None and (given.relation is not None or given.inverse):
+        raise InputError("links predict: --relation and --inverse go with --for NODE")
     if given.top < 1 or given.paths < 0:
         raise InputError(
             f"links predict: --top {given.top}, --paths {given.paths}; 1 and 0 at least"
@@ -73,53 +72,26 @@ def links(arguments: list[str]) -> None:
 
 
 def answers(given: Predict) -> list[Answer]:
-    """Of the pairs of a file in its order, or of the likeliest partners of a node."""
-    import torch
+    """Of the pairs or facts of a file in its order, or the likeliest partners of a node."""
+    from polypath.graphs import answers as found
+    from polypath.graphs.files import read_pairs
+    from polypath.graphs.saved_knowledge import SavedKnowledge, read_saved
+    from polypath.graphs.triple_files import read_facts
 
-    from polypath.graphs.files import find, read_pairs
-    from polypath.graphs.paths import paths_between
-    from polypath.graphs.predictors import link_scores
-    from polypath.graphs.saved import SavedPredictor
-
-    saved = SavedPredictor.load(given.model)
+    saved = read_saved(given.model)
+    if not isinstance(saved, SavedKnowledge):
+        if given.relation is not None or given.inverse:
+            raise InputError(f"links predict: {given.model} knows links of one kind, no relations")
+        if given.pairs is not None:
+            return found.of_pairs(saved, read_pairs(given.pairs, saved.names), given.paths)
+        return found.partners(saved, given.node or "", given.top, given.paths)
     if given.pairs is not None:
-        pairs = read_pairs(given.pairs, saved.names)
-    else:
-        ids = {name: place for place, name in enumerate(saved.names)}
-        own = find(ids, given.node or "", "links predict")
-        pairs = _free_partners(saved.graph, own)
-    graph = saved.graph.without(pairs)  # as in training: no answer may know itself
-    logits = link_scores(saved.predictor, graph, saved.x, pairs)
-    if given.pairs is None:
-        order = logits.argsort(descending=True, stable=True)[: given.top]
-        pairs, logits = pairs[:, order], logits[order]
-    linked = saved.graph.has(pairs).tolist()
-    found = []
-    for place, (i, j) in enumerate(pairs.T.tolist()):
-        paths = paths_between(graph, i, j, given.paths)
-        found.append(
-            Answer(
-                saved.names[i],
-                saved.names[j],
-                float(torch.sigmoid(logits[place])),
-                float(logits[place]),
-                linked[place],
-                [[saved.names[node] for node in path] for path in paths],
-            )
-        )
-    return found
-
-
-def _free_partners(graph: Any, node: int) -> Any:
-    """(2, ·): the node with each that it is not linked to."""
-    import torch
-
-    others = torch.arange(graph.num_nodes)
-    near = graph.nodes[graph.starts[node] : graph.starts[node + 1]]
-    others = others[(others != node) & ~torch.isin(others, near)]
-    if not len(others):
-        raise InputError("links predict: the node is linked to all others")
-    return torch.stack([torch.full_like(others, node), others])
+        return found.of_facts(saved, read_facts(given.pairs, saved.graph), given.paths)
+    if given.relation is None:
+        known = ", ".join(saved.graph.relations)
+        raise InputError(f"links predict: --for asks by --relation here, one of {known:.500}")
+    query = given.node or "", given.relation, given.inverse
+    return found.tails(saved, *query, given.top, given.paths)
 
 
 def _written(found: list[Answer], form: str) -> str:
@@ -127,10 +99,10 @@ def _written(found: list[Answer], form: str) -> str:
         return json.dumps([asdict(answer) for answer in found], indent=1) + "\n"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source", "target", "probability", "logit", "linked", "paths"])
+    writer.writerow(COLUMNS)
     for answer in found:
         paths = "; ".join(" - ".join(path) for path in answer.paths)
         numbers = f"{answer.probability:.6g}", f"{answer.logit:.6g}"
-        linked = "yes" if answer.linked else "no"
-        writer.writerow([answer.source, answer.target, *numbers, linked, paths])
+        known = "yes" if answer.known else "no"
+        writer.writerow([answer.source, answer.relation, answer.target, *numbers, known, paths])
     return text.getvalue()

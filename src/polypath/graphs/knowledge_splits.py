@@ -74,12 +74,18 @@ class KnowledgeSplit:
 
     def known(self) -> tuple[Known, Known]:
         """What is known when validating and when testing: all facts of either graph."""
-        inference = Known(self.inference, self.inference.facts, self.test, self.aside)
-        own = (self.train.facts, self.lessons, self.valid)
+        tested = Known(self.inference, self.whole.facts)
         if self.transductive:
-            every = Known(self.train, *own, self.test, self.aside)
-            return every, every
-        return Known(self.train, *own), inference
+            return tested, tested
+        return Known(self.train, self.train.facts, self.lessons, self.valid), tested
+
+    @property
+    def whole(self) -> KnowledgeGraph:
+        """All facts about the entities that tests are asked of."""
+        facts = [self.inference.facts, self.test, self.aside]
+        if self.transductive:
+            facts += [self.lessons, self.valid]
+        return self.inference.with_facts(torch.cat(facts).unique(dim=0))
 
 
 def _apart(graph: KnowledgeGraph, one: str, facts: Tensor, other: str, others: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,12 +36,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class _Description:
-    """What predictor.json holds; `config` is the predictor's own."""
+    """What predictor.json holds; `config` is the predictor's own, relations a knowledge graph's."""
 
     version: int
     kind: str
     config: Any
     names: Sequence[str]
+    relations: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,49 +72,80 @@ class SavedPredictor:
 
         Raises InputError for a predictor of a kind that cannot be read again.
         """
-        folder, kind = Path(folder), type(self.predictor).__name__
-        _class_of(kind)
-        tensors = {"edges": self.graph.edges}
-        tensors |= {f"weights.{name}": own for name, own in self.predictor.state_dict().items()}
-        if self.x is not None:
-            tensors["x"] = self.x
-        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / TENSORS, partial(write_tensors, tensors=tensors))
-        description = _Description(VERSION, kind, encode(self.predictor.config), list(self.names))
-        replace_text(folder / DESCRIPTION, json.dumps(encode(description)))
+        tensors = {"edges": self.graph.edges} | ({} if self.x is None else {"x": self.x})
+        write_parts(folder, self.predictor, self.names, (), tensors)
 
     @classmethod
     def load(cls, folder: str | Path) -> SavedPredictor:
         """What `save` wrote, in evaluation mode; raises InputError where it is not that."""
-        path = Path(folder) / DESCRIPTION
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON: {error}") from error
-        description: _Description = decode(_Description, found, str(path))
-        if description.version != VERSION:
-            raise InputError(
-                f"{path}: version {description.version}; this release reads {VERSION}, read it "
-                "with the release that wrote it"
-            )
-        predictor = made(description.kind, description.config, f"{path}: config")
-        tensors, _ = read_tensors(Path(folder) / TENSORS)
-        weights = {
-            name.removeprefix("weights."): own
-            for name, own in tensors.items()
-            if name.startswith("weights.")
-        }
-        try:
-            predictor.load_state_dict(weights)
-            edges = tensors["edges"]
-        except (RuntimeError, KeyError) as error:
-            raise InputError(f"{folder}: {TENSORS} does not fit {DESCRIPTION}: {error}") from error
-        graph = Adjacency.of(torch.cat([edges, edges.flip(0)], 1), len(description.names))
-        return cls(predictor.eval(), graph, description.names, tensors.get("x"))
+        return of_graph(read_parts(folder), folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a folder of a predictor holds; the predictor is in evaluation mode."""
+
+    predictor: nn.Module
+    names: Sequence[str]
+    relations: Sequence[str]
+    tensors: Mapping[str, Tensor]
+
+
+def of_graph(parts: Parts, folder: str | Path) -> SavedPredictor:
+    """A predictor of pairs with its graph; InputError where the parts are of something else."""
+    if parts.relations or "edges" not in parts.tensors:
+        raise InputError(f"{folder}: a model of a knowledge graph, not a predictor of pairs")
+    edges = parts.tensors["edges"]
+    graph = Adjacency.of(torch.cat([edges, edges.flip(0)], 1), len(parts.names))
+    return SavedPredictor(parts.predictor, graph, parts.names, parts.tensors.get("x"))
+
+
+def write_parts(
+    folder: str | Path,
+    predictor: nn.Module,
+    names: Sequence[str],
+    relations: Sequence[str],
+    graph: Mapping[str, Tensor],
+) -> None:
+    """Write a predictor and the tensors of its graph; raises InputError for an unknown kind."""
+    folder, kind = Path(folder), type(predictor).__name__
+    _class_of(kind)
+    weights = {f"weights.{name}": own for name, own in predictor.state_dict().items()}
+    tensors = {name: tensor.cpu() for name, tensor in {**graph, **weights}.items()}
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / TENSORS, partial(write_tensors, tensors=tensors))
+    config = encode(predictor.config)
+    description = _Description(VERSION, kind, config, list(names), list(relations))
+    replace_text(folder / DESCRIPTION, json.dumps(encode(description)))
+
+
+def read_parts(folder: str | Path) -> Parts:
+    """What `write_parts` wrote; raises InputError where it is not that."""
+    path = Path(folder) / DESCRIPTION
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    description: _Description = decode(_Description, found, str(path))
+    if description.version != VERSION:
+        raise InputError(
+            f"{path}: version {description.version}; this release reads {VERSION}, read it "
+            "with the release that wrote it"
+        )
+    predictor = made(description.kind, description.config, f"{path}: config")
+    tensors, _ = read_tensors(Path(folder) / TENSORS)
+    own = "weights."
+    try:
+        predictor.load_state_dict(
+            {name[len(own) :]: part for name, part in tensors.items() if name.startswith(own)}
+        )
+    except RuntimeError as error:
+        raise InputError(f"{folder}: {TENSORS} does not fit {DESCRIPTION}: {error}") from error
+    graph = {name: part for name, part in tensors.items() if not name.startswith(own)}
+    return Parts(predictor.eval(), description.names, description.relations, graph)
 
 
 def made(kind: str, config: Any, where: str) -> nn.Module:

@@ -103,7 +103,7 @@ def run(config: Config, run: Run) -> Outcome:
     sources = prepare(config, run.folder)
     facts: dict[str, dict[str, list[Facts]]] = {}
     for name, source in sources.items():
-        own = arms(config, name, source)
+        own = arms(config, name, source, run.folder / "models" / name)
         facts[name] = trials(
             own, config.seeds, reports(config, name), run.folder / name, config.workers
         )
@@ -138,8 +138,8 @@ def prepare(config: Config, kept: Path) -> dict[str, Path]:
     return chosen
 
 
-def arms(config: Config, name: str, source: Path) -> dict[str, Work]:
-    """What is trained on a graph."""
+def arms(config: Config, name: str, source: Path, models: Path) -> dict[str, Work]:
+    """What is trained on a graph; models: where what has learnt a knowledge graph is kept."""
     if name == KINSHIP:
         made = {
             DEEP: Kinship("NBFNet", config.kinship_epochs, 3),
@@ -160,7 +160,8 @@ def arms(config: Config, name: str, source: Path) -> dict[str, Work]:
     kinds |= {} if public else {"sum": "sum", "mean": "mean"}
     return {
         arm: partial(
-            on_triples, TripleArm(source, kind, epochs, config.batch, steps, name == PYTHON)
+            on_triples,
+            TripleArm(source, kind, epochs, config.batch, steps, name == PYTHON, models),
         )
         for arm, kind in kinds.items()
     }

@@ -19,6 +19,7 @@ from polypath.graphs.nbfnet.config import Aggregation
 from polypath.graphs.passing import Incoming
 from polypath.graphs.predictors import link_scores
 from polypath.graphs.python_knowledge import split_packages
+from polypath.graphs.saved_knowledge import SavedKnowledge
 from polypath.graphs.triple_files import read_grail, read_openke, read_triples
 from polypath.graphs.triples import KnowledgeGraph, with_inverses
 from polypath.recipes.trials import Facts
@@ -38,7 +39,8 @@ class TripleArm:
 
     source: a folder of GraIL's or of OpenKE's, or a file of triples. aggregate: None ranks by how
     often an entity is a relation's tail, without training. steps: at most so many in an epoch.
-    packages: the triples are of Python's source, some of whose packages are to test on.
+    packages: the triples are of Python's source, some of whose packages are to test on. models:
+    where the first seed's model is kept, to be asked by all that is known then.
     """
 
     source: Path
@@ -47,6 +49,7 @@ class TripleArm:
     batch: int
     steps: int | None = None
     packages: bool = False
+    models: Path | None = None
 
 
 def read_split(source: Path, seed: int, packages: bool = False) -> KnowledgeSplit:
@@ -88,6 +91,8 @@ def on_triples(arm: TripleArm, seed: int, reporter: Reporter) -> tuple[Facts, st
     facts["test"] = rank_tails(model, split.inference, split.test, known[1]).facts()
     if isinstance(model, NBFNet) and arm.aggregate == "pna":
         facts["walks"] = example(model, split, seed)
+        if arm.models is not None and seed == 0:
+            SavedKnowledge(model, split.whole).save(arm.models)
     facts["seconds"] = time.perf_counter() - began
     return facts, f"MRR {facts['test']['mrr']:.3f}"
 
