@@ -35,22 +35,23 @@ PUBLIC = {
     """,
     "polypath.graphs": """
         Adjacency Calibration EdgeWeights EncoderConfig GateConfig GraphEncoder
-        HeuristicConfig HeuristicScorer Incoming KnowledgeGraph KnowledgeSplit LinkMoE
+        HeuristicConfig HeuristicScorer Incoming KnowledgeGraph KnowledgeSplit Known LinkMoE
         LinkMoEConfig LinkPredictor LinkSplit NBFNet NBFNetConfig NCN NCNC NCNCConfig
         NCNConfig NamedGraph NeighbourSampler NodeRanking ORBIT_PAIRS Overlap ProductMLP
-        ProductMLPConfig Ragged ReweightedEncoder Reweighting SavedPredictor WALK_VISIBLE
-        adamic_adar approximate_topological_concentration common_neighbours common_sums
-        edge_graphlet_degree_vectors ego_density expected_hits explain filtered_ranks
-        graphlet_adjacencies graphlet_degree_vectors hard_negatives heterophilous hits_at
-        import_graph intersections jaccard katz katz_index link_loader link_scores
-        load_orbit_adjacencies mean_of_neighbours mean_reciprocal_rank mean_with_self
-        neighbour_loader orbit_adjacencies orbit_adjacency_blocks overlap pair_features
-        pair_orbits pass_messages pass_statistics paths_between personalised_pagerank
-        planetoid preferential_attachment propagate python_knowledge rank_nodes ranks_among
-        read_edges read_facts read_grail read_openke read_pairs read_triples
+        ProductMLPConfig Ragged ReweightedEncoder Reweighting SavedKnowledge SavedPredictor
+        WALK_VISIBLE adamic_adar approximate_topological_concentration common_neighbours
+        common_sums edge_graphlet_degree_vectors ego_density expected_hits explain
+        filtered_ranks graphlet_adjacencies graphlet_degree_vectors hard_negatives
+        heterophilous hits_at hold_out import_graph intersections jaccard katz katz_index
+        link_loader link_scores load_orbit_adjacencies mean_of_neighbours
+        mean_reciprocal_rank mean_with_self neighbour_loader orbit_adjacencies
+        orbit_adjacency_blocks overlap pair_features pair_orbits pass_messages
+        pass_statistics paths_between personalised_pagerank planetoid
+        preferential_attachment propagate python_knowledge rank_nodes ranks_among read_edges
+        read_facts read_grail read_openke read_pairs read_saved read_triples
         resource_allocation sample_negatives save_orbit_adjacencies shared_neighbours
         shortest_path split_entities split_facts split_links strata symmetric
-        topological_concentration undirected
+        topological_concentration undirected write_triples
     """,
     "polypath.surgery": """
         AlignConfig Aligned Calibration Check Cut DenseLayer FactorLLM FactorLoss GA GDIFF Granular

@@ -36,7 +36,7 @@ from polypath.graphs.heuristics import (
     shared_neighbours,
     shortest_path,
 )
-from polypath.graphs.knowledge_splits import KnowledgeSplit, split_entities, split_facts
+from polypath.graphs.knowledge_splits import KnowledgeSplit, hold_out, split_entities, split_facts
 from polypath.graphs.link_moe import GateConfig, LinkMoE, LinkMoEConfig
 from polypath.graphs.nbfnet import NBFNet, NBFNetConfig
 from polypath.graphs.ncn import NCN, NCNC, Calibration, NCNCConfig, NCNConfig
@@ -65,10 +65,17 @@ from polypath.graphs.ranking import (
 from polypath.graphs.reweighting import ReweightedEncoder, Reweighting
 from polypath.graphs.sampling import NeighbourSampler, link_loader, neighbour_loader
 from polypath.graphs.saved import SavedPredictor
+from polypath.graphs.saved_knowledge import SavedKnowledge, read_saved
 from polypath.graphs.scorers import HeuristicConfig, HeuristicScorer
 from polypath.graphs.splits import LinkSplit, sample_negatives, split_links
-from polypath.graphs.triple_files import read_facts, read_grail, read_openke, read_triples
-from polypath.graphs.triples import KnowledgeGraph
+from polypath.graphs.triple_files import (
+    read_facts,
+    read_grail,
+    read_openke,
+    read_triples,
+    write_triples,
+)
+from polypath.graphs.triples import KnowledgeGraph, Known
 
 __all__ = [
     "NCN",
@@ -86,6 +93,7 @@ __all__ = [
     "Incoming",
     "KnowledgeGraph",
     "KnowledgeSplit",
+    "Known",
     "LinkMoE",
     "LinkMoEConfig",
     "LinkPredictor",
@@ -103,6 +111,7 @@ __all__ = [
     "Ragged",
     "ReweightedEncoder",
     "Reweighting",
+    "SavedKnowledge",
     "SavedPredictor",
     "adamic_adar",
     "approximate_topological_concentration",
@@ -118,6 +127,7 @@ __all__ = [
     "hard_negatives",
     "heterophilous",
     "hits_at",
+    "hold_out",
     "import_graph",
     "intersections",
     "jaccard",
@@ -150,6 +160,7 @@ __all__ = [
     "read_grail",
     "read_openke",
     "read_pairs",
+    "read_saved",
     "read_triples",
     "resource_allocation",
     "sample_negatives",
@@ -163,4 +174,5 @@ __all__ = [
     "symmetric",
     "topological_concentration",
     "undirected",
+    "write_triples",
 ]
