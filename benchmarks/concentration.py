@@ -12,19 +12,16 @@ medians over rounds.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from timing import beside, commit, in_a_process, machine, repeats, seconds
+from timing import beside, in_a_process, repeats, seconds, show, write
 from torch import Tensor
 
 from polypath.graphs import Adjacency, undirected
@@ -202,16 +199,7 @@ def main() -> None:
             for row in alone
         ],
     )
-    if given.json:
-        facts = {"commit": commit(), "machine": machine("cpu"), "rounds": rounds}
-        given.json.write_text(json.dumps(facts | {"peers": beside_peers, "alone": alone}, indent=1))
-
-
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = Table(*columns, title=title, header_style="bold")
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+    write(given.json, rounds=rounds, peers=beside_peers, alone=alone)
 
 
 if __name__ == "__main__":

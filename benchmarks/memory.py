@@ -10,7 +10,6 @@ the largest memory that it had, less what it had before it read anything, over t
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import commit, machine
+from timing import write
 from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM
 
 from polypath.language.shards import ShardWriter, places
@@ -163,9 +162,7 @@ def main() -> None:
         ]
         table.add_row(row["job"], *megabytes, f"{row['ratio']:.2f}", f"{row['seconds']:.0f}")
     Console().print(table)
-    if given.json:
-        facts = {"commit": commit(), "machine": machine("cpu"), "limit": given.limit}
-        given.json.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+    write(given.json, limit=given.limit, rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ outputs and gradients have been seen to agree. Each size has a process of its ow
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import Call, beside, commit, in_a_process, machine
+from timing import Call, beside, in_a_process, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -335,9 +334,7 @@ def main() -> None:
         console.print(f"{size}: checking, then {rounds} rounds", style="dim")
         rows += in_a_process(given.threads, measure, size, given.device, rounds, given.only)
     show(console, rows)
-    if given.json:
-        facts = {"commit": commit(), "machine": machine(given.device), "rounds": rounds}
-        given.json.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+    write(given.json, given.device, rounds=rounds, rows=rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import commit, machine
+from timing import write
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
@@ -236,9 +236,7 @@ def main() -> None:
             table.add_row(str(batch), name, *cells, *ratios)
         rows.append({"batch": batch, **found})
     Console().print(table)
-    if given.json:
-        facts = {"commit": commit(), "machine": machine("cpu"), "threads": given.threads}
-        given.json.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+    write(given.json, threads=given.threads, rows=rows)
 
 
 if __name__ == "__main__":

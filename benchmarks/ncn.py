@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -23,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from timing import Call, beside, commit, in_a_process, machine, repeats, seconds
+from timing import Call, beside, in_a_process, repeats, seconds, show, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -249,16 +246,7 @@ def main() -> None:
     )
     for way in ways:
         print(f"{way}: seconds grow with the power {slope(found, way):.2f}")
-    if given.json:
-        facts = {"commit": commit(), "machine": machine("cpu"), "rounds": rounds}
-        given.json.write_text(json.dumps(facts | {"steps": trained, "overlaps": found}, indent=1))
-
-
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = Table(*columns, title=title, header_style="bold")
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+    write(given.json, rounds=rounds, steps=trained, overlaps=found)
 
 
 if __name__ == "__main__":

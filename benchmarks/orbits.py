@@ -30,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy import sparse
-from timing import beside, commit, in_a_process, machine
+from timing import beside, in_a_process, write
 
 from polypath.graphs import Adjacency, heterophilous, planetoid, undirected
 from polypath.graphs.graphlets import (
@@ -215,9 +215,7 @@ def main() -> None:
         row.pop("digests", None)
         if "on disk" in row:
             print(f"{row['files']} files of {row['on disk'] / 1e9:.1f} GB")
-    if given.json:
-        facts = {"commit": commit(), "machine": machine("cpu"), "rounds": rounds}
-        given.json.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+    write(given.json, rounds=rounds, rows=rows)
 
 
 if __name__ == "__main__":

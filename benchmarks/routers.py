@@ -10,7 +10,6 @@ router is trained with. In CPU seconds of the process (wall seconds on a GPU); m
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import Call, beside, commit, in_a_process, machine
+from timing import Call, beside, in_a_process, write
 from torch import Tensor, nn
 
 from polypath.language import RoutedLayers, build_stack
@@ -169,9 +168,7 @@ def main() -> None:
         goal = "" if row["at_most"] is None else f"{row['at_most']:.2f}"
         table.add_row(row["router"], f"{row['ratio']:.3f}", f"{row['spread']:.3f}", goal)
     Console().print(table)
-    if given.json:
-        facts = {"commit": commit(), "machine": machine(given.device), "rounds": rounds}
-        given.json.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+    write(given.json, given.device, rounds=rounds, rows=rows)
 
 
 if __name__ == "__main__":

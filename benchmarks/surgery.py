@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from timing import Call, beside, commit, in_a_process, machine
+from timing import Call, beside, in_a_process, write
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM
 
@@ -208,9 +207,7 @@ def main() -> None:
             f"{row['bytes']:.2f}",
         )
     Console().print(table)
-    if given.json:
-        facts = {"commit": commit(), "machine": machine(given.device), "rounds": rounds}
-        given.json.write_text(json.dumps(facts | {"rows": rows}, indent=1))
+    write(given.json, given.device, rounds=rounds, rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import platform
@@ -9,12 +10,14 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 # What is timed, and what clears up behind it.
@@ -79,6 +82,21 @@ def machine(device: str) -> dict[str, str | int]:
 def commit() -> str:
     asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def write(path: Path | None, device: str = "cpu", **facts: Any) -> None:
+    """Keep figures, where a file is wanted, with what they depend on."""
+    if path is not None:
+        known = {"commit": commit(), "machine": machine(device)}
+        path.write_text(json.dumps(known | facts, indent=1))
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table."""
+    table = Table(*columns, title=title, header_style="bold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
 
 
 def in_a_process(threads: int, work: Callable[..., list[dict]], *arguments: Any) -> list[dict]:

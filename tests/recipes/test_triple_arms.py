@@ -25,22 +25,7 @@ from polypath.recipes.triple_arms import (
     on_triples,
     read_split,
 )
-
-
-class Silent:
-    """A reporter that counts."""
-
-    def __init__(self) -> None:
-        self.told = self.skipped = 0
-
-    def skip(self, steps: int) -> None:
-        self.skipped += steps
-
-    def advance(self, loss: float, tokens_per_second: float) -> None:
-        self.told += 1
-
-    def stop(self) -> bool:
-        return False
+from reporters import Counting
 
 
 def ring(entities: int = 30) -> KnowledgeGraph:
@@ -81,7 +66,7 @@ def test_popularity_counts_tails() -> None:
 
 @pytest.mark.parametrize("aggregate", ["pna", "sum", None])
 def test_a_trial_tells_what_came_out(triples: Path, aggregate: Any, tmp_path: Path) -> None:
-    reporter, models = Silent(), tmp_path / "models"
+    reporter, models = Counting(), tmp_path / "models"
     facts, line = on_triples(TripleArm(triples, aggregate, 2, 16, models=models), 0, reporter)
     assert reporter.told == (0 if aggregate is None else 2)
     assert reporter.skipped == (2 if aggregate is None else 0)
@@ -127,11 +112,11 @@ def test_citations_are_told_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     found = {}
     for kind in ("Katz", "NBFNet"):
-        facts, line = on_citations(CitationArm(tmp_path, kind, 3), 0, Silent())
+        facts, line = on_citations(CitationArm(tmp_path, kind, 3), 0, Counting())
         found[kind] = facts["auroc"]
         assert 0 <= facts["ap"] <= 1 and f"{facts['auroc']:.3f}" in line
     assert found["NBFNet"] > 0.8 and found["Katz"] > 0.8 and not math.isnan(found["Katz"])
-    again = on_citations(CitationArm(tmp_path, "Katz", 3), 5, Silent())[0]
+    again = on_citations(CitationArm(tmp_path, "Katz", 3), 5, Counting())[0]
     assert again["auroc"] == found["Katz"]  # the split is one for all seeds
 
 
