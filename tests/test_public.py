@@ -44,7 +44,7 @@ PUBLIC = {
         filtered_ranks graphlet_adjacencies graphlet_degree_vectors hard_negatives
         heterophilous hits_at hold_out import_graph intersections jaccard katz katz_index
         link_loader link_scores load_orbit_adjacencies mean_of_neighbours
-        mean_reciprocal_rank mean_with_self neighbour_loader orbit_adjacencies
+        mean_reciprocal_rank mean_with_self neighbour_loader ogb_split orbit_adjacencies
         orbit_adjacency_blocks overlap pair_features pair_orbits pass_messages
         pass_statistics paths_between personalised_pagerank planetoid
         preferential_attachment propagate python_knowledge rank_nodes ranks_among read_edges

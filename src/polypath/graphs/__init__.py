@@ -42,6 +42,7 @@ from polypath.graphs.nbfnet import NBFNet, NBFNetConfig
 from polypath.graphs.ncn import NCN, NCNC, Calibration, NCNCConfig, NCNConfig
 from polypath.graphs.negatives import hard_negatives
 from polypath.graphs.node_ranking import NodeRanking, rank_nodes
+from polypath.graphs.ogb import ogb_split
 from polypath.graphs.overlap import Overlap, Ragged, common_neighbours, common_sums, overlap
 from polypath.graphs.pair_features import pair_features
 from polypath.graphs.passing import Incoming, pass_messages, pass_statistics
@@ -140,6 +141,7 @@ __all__ = [
     "mean_reciprocal_rank",
     "mean_with_self",
     "neighbour_loader",
+    "ogb_split",
     "orbit_adjacencies",
     "orbit_adjacency_blocks",
     "overlap",
