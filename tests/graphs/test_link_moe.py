@@ -348,7 +348,7 @@ def test_wrong_input_is_told() -> None:
         LinkMoE(LinkMoEConfig([Expert("NNC", {})]))
     own = model()
     for x in (None, X[:, :4], torch.arange(34)):
-        with pytest.raises(InputError, match=r"features \(N, 5\) are right"):
+        with pytest.raises(InputError, match=r"features \(34, 5\) are right"):
             own.score(KARATE, x, PAIRS)
     one = mixture(1).eval()
     one(rows_with(scores(4, 1)))

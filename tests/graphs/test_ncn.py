@@ -245,10 +245,9 @@ def test_draws_of_nodes_have_unbiased_sums() -> None:
     counts = torch.tensor([0, 2, 9, 5, 40])
     side = Ragged(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), torch.arange(56))
     values = torch.randn(56, 1, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
     sums = []
     for _ in range(3000):
-        found, share = drawn(side, 5, generator)
+        found, share = drawn(side, 5)
         assert found.counts.tolist() == [0, 2, 5, 5, 5]
         sums.append(found.pool(values, share.double())[:, 0])
     every = torch.stack(sums)
@@ -258,6 +257,10 @@ def test_draws_of_nodes_have_unbiased_sums() -> None:
     assert ((every.mean(0) - wanted).abs() <= 3 * error + 1e-12).all() and (error[[2, 4]] > 0).all()
     whole, share = drawn(side, None)
     assert whole is side and (share == 1).all()
+    spaced, share = drawn(side, 5, random=False)
+    assert spaced.nodes.tolist() == [0, 1, 2, 4, 6, 8, 10, *range(11, 16), 20, 28, 36, 44, 52]
+    assert torch.equal(spaced.starts, found.starts)
+    assert torch.equal(share, (counts / spaced.counts).repeat_interleave(spaced.counts))
 
 
 def test_a_sampled_model_is_the_same_where_nothing_is_left_out() -> None:

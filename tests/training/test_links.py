@@ -1,5 +1,9 @@
+import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -10,7 +14,11 @@ from torch import Tensor, nn
 from graphs_at_random import from_networkx
 from polypath.errors import InputError
 from polypath.graphs import Adjacency, LinkSplit, hits_at, split_links
+from polypath.graphs.encoders import EncoderConfig
+from polypath.graphs.nbfnet import NBFNet, NBFNetConfig
+from polypath.graphs.ncn import NCN, NCNC, Calibration, NCNCConfig, NCNConfig
 from polypath.graphs.predictors import link_scores
+from polypath.training import distribution
 from polypath.training.interrupt import Interrupted
 from polypath.training.links import (
     LinkTask,
@@ -19,6 +27,7 @@ from polypath.training.links import (
     evaluate,
     fit_links,
 )
+from torchruns import as_rank, torchrun
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -240,3 +249,62 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
 def test_wrong_settings_are_told(values: Any, told: str) -> None:
     with pytest.raises(InputError, match=told):
         LinkTraining(**values)
+
+
+ENCODER = EncoderConfig(60, ids=True, convolution="pure-gcn", layers=1, dim=8)
+MAKES: dict[str, Callable[[], nn.Module]] = {
+    "NCN": lambda: NCN(NCNConfig(ENCODER, dropout=0.0)),
+    "NCNC": lambda: NCNC(NCNCConfig(ENCODER, dropout=0.0, calibration=Calibration(3.0, 0.1))),
+    "NBFNet": lambda: NBFNet(NBFNetConfig(1, 4, 2, dependent=False)),
+}
+SHARED = list(product(MAKES, (1, 31, 32)))
+"""Predictors that draw nothing in training, and how many positives two ranks share: of one, a rank
+has none."""
+
+
+def shared(name: str, size: int) -> dict[str, list[float]]:
+    """What training left, and the weights; each rank makes a predictor of its own."""
+    torch.manual_seed(distribution.rank())
+    predictor, split, begun = MAKES[name]().double(), clubs(), []
+    task = LinkTask(replace(split, train=split.train[:, : 10 * size]), hits=5)
+    training = LinkTraining(6, size, 0.02, 0.02, clip=0.2, patience=2)
+    fit = fit_links(predictor, task, training, 0, before_epoch=begun.append)
+    assert begun == list(range(len(fit.losses)))
+    weights = torch.cat([parameter.detach().flatten() for parameter in predictor.parameters()])
+    chosen = [fit.epoch, fit.valid, fit.test]
+    return {"losses": fit.losses, "valids": [*fit.valids, *chosen], "weights": weights.tolist()}
+
+
+def work(folder: Path) -> None:
+    rank = distribution.rank()
+    found = {f"{name} {size}": shared(name, size) for name, size in SHARED}
+    (folder / f"rank {rank}").write_text(json.dumps(found))
+    told = Told(2 if rank else 99)
+    with pytest.raises(Interrupted):
+        fit_links(model(), LinkTask(clubs(), hits=20), QUICK, 0, told)
+    (folder / f"told {rank}").write_text(json.dumps(told.losses))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun(__file__, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "size"), SHARED)
+def test_two_ranks_train_as_one_process(name: str, size: int, ranks: Path) -> None:
+    found = [json.loads((ranks / f"rank {rank}").read_text())[f"{name} {size}"] for rank in (0, 1)]
+    assert found[0] == found[1]
+    for what, values in shared(name, size).items():
+        assert found[0][what] == pytest.approx(values, rel=1e-9), what
+
+
+def test_ranks_stop_together(ranks: Path) -> None:
+    one, other = (json.loads((ranks / f"told {rank}").read_text()) for rank in range(2))
+    assert one == other and len(one) == 2
+
+
+if __name__ == "__main__":
+    as_rank(work)

@@ -230,12 +230,12 @@ class LinkMoE(nn.Module):
     def rows(self, graph: Adjacency, x: Tensor | None, pairs: Tensor) -> Tensor:
         """(B, D), without a gradient; experts in evaluation mode, as they were trained.
 
-        Raises InputError for features of another width, and for a pair that is an edge.
+        Raises InputError for features of another shape, and for a pair that is an edge.
         """
-        wanted = self.config.features
-        if wanted and (x is None or x.ndim != 2 or x.shape[1] != wanted):
+        wanted, nodes = self.config.features, graph.num_nodes
+        if wanted and (x is None or x.shape != (nodes, wanted)):
             given = "none" if x is None else f"{tuple(x.shape)}"
-            raise InputError(f"Link-MoE: x is {given}; features (N, {wanted}) are right")
+            raise InputError(f"Link-MoE: x is {given}; features ({nodes}, {wanted}) are right")
         pairs = pairs.sort(0).values
         structure = pair_features(graph, pairs, self.config.structure).to(pairs.device)
         scores = [link_scores(expert, graph, x, pairs).float() for expert in self.experts]

@@ -84,8 +84,8 @@ class NCNCConfig(NCNConfig):
 
     depth: 0 is NCN, 1 completes by it, 2 completes by what depth 1 says, and so on.
     sampled: at most so many of the nodes next to i alone, and next to j alone, are drawn of each
-    pair, with replacement, for an unbiased sum; None takes all. sampled_in_test: the same in
-    evaluation, where the draw is always the same.
+    pair, with replacement, for an unbiased sum; None takes all. sampled_in_test: at most so many in
+    evaluation, evenly spaced among these nodes, so that a pair's score is the same in any batch.
     """
 
     calibration: Calibration = field(default_factory=Calibration)
@@ -222,8 +222,7 @@ class NCNC(NCN):
         assert states.pooled is not None
         found = overlap(states.graph, pairs)
         most = self.config.sampled if self.training else self.config.sampled_in_test
-        generator = None if self.training else torch.Generator().manual_seed(0)
-        left, right = (drawn(side, most, generator) for side in (found.left, found.right))
+        left, right = (drawn(side, most, self.training) for side in (found.left, found.right))
         missing = [
             torch.stack([side.nodes, end[side.rows]])
             for (side, _), end in zip((left, right), pairs.flip(0), strict=True)
@@ -251,12 +250,11 @@ class NCNC(NCN):
         return found
 
 
-def drawn(
-    side: Ragged, most: int | None, generator: torch.Generator | None = None
-) -> tuple[Ragged, Tensor]:
-    """At most so many nodes of each pair, and what each counts (P,), so that sums are unbiased.
+def drawn(side: Ragged, most: int | None, random: bool = True) -> tuple[Ragged, Tensor]:
+    """At most so many nodes of each pair, and how many of these each stands for (P,).
 
-    All count 1 where there are no more than `most`; else they are drawn with replacement.
+    All, for 1 each, where there are no more than `most`. Else they are drawn with replacement, for
+    unbiased sums, or, not at random, evenly spaced.
     """
     counts = side.counts
     take = counts if most is None else counts.clamp_max(most)
@@ -266,12 +264,12 @@ def drawn(
     share = counts[rows] / take[rows]
     if most is None or not len(rows):
         return side, share
-    random = torch.rand(len(rows), generator=generator, dtype=torch.float64).to(rows.device)
-    place = torch.where(
-        share > 1,
-        (random * counts[rows]).long(),
-        torch.arange(len(rows), device=rows.device) - starts[rows],
-    )
+    place = torch.arange(len(rows), device=rows.device) - starts[rows]
+    if random:
+        chances = torch.rand(len(rows), dtype=torch.float64).to(rows.device)
+        place = torch.where(share > 1, (chances * counts[rows]).long(), place)
+    else:
+        place = (2 * place + 1) * counts[rows] // (2 * take[rows])
     return Ragged(starts, side.nodes[side.starts[rows] + place]), share
 
 

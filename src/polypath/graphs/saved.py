@@ -144,7 +144,8 @@ def read_parts(folder: str | Path) -> Parts:
         )
     except RuntimeError as error:
         raise InputError(f"{folder}: {TENSORS} does not fit {DESCRIPTION}: {error}") from error
-    graph = {name: part for name, part in tensors.items() if not name.startswith(own)}
+    # A file's memory is not aligned as fresh tensors are, and products of it round differently.
+    graph = {name: part.clone() for name, part in tensors.items() if not name.startswith(own)}
     return Parts(predictor.eval(), description.names, description.relations, graph)
 
 

@@ -44,21 +44,24 @@ class HeuristicScorer(nn.Module):
     def score(self, graph: Adjacency, x: Tensor | None, pairs: Tensor) -> Tensor:
         """(B,) of pairs (2, B), the same in both orders; heuristics are computed on the CPU.
 
-        Raises InputError where it is the cosine, and there are no features.
+        Raises InputError where it is the cosine, and there are no features, or of other nodes.
         """
         return self.heuristic(graph, x, pairs) * self.scale + self.offset
 
     @torch.no_grad()
     def heuristic(self, graph: Adjacency, x: Tensor | None, pairs: Tensor) -> Tensor:
-        """(B,) float32: on the scale of `pair_features`."""
+        """(B,), of the parameters' dtype: on the scale of `pair_features`."""
         check_pairs(pairs, graph.num_nodes)
         pairs = pairs.sort(0).values
         if self.config.name == COSINE:
             if x is None or x.ndim != 2:
                 raise InputError("cosine: the graph has no features; another heuristic needs none")
-            return F.cosine_similarity(x[pairs[0]].float(), x[pairs[1]].float())
+            if len(x) != graph.num_nodes:
+                raise InputError(f"cosine: features of {len(x)} nodes, of {graph.num_nodes} needed")
+            left, right = (x[ends].to(self.scale.dtype) for ends in pairs)
+            return F.cosine_similarity(left, right)
         found = HEURISTICS[self.config.name](graph.to("cpu"), pairs.cpu())
-        return found.float().to(pairs.device)
+        return found.to(pairs.device, self.scale.dtype)
 
     @torch.no_grad()
     def fit(self, graph: Adjacency, x: Tensor | None, right: Tensor, wrong: Tensor) -> None:

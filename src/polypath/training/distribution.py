@@ -4,7 +4,8 @@ One rule scales the loss, on one rank or many: **a rank's loss is its share of t
 loss, and gradients are summed over ranks.** The share of a task is the rank's summed loss divided
 by the count of targets on all ranks; auxiliary losses of polypath.routing are shares already. So
 the loop calls `backward` on the share and multiplies by nothing: `parallelise` makes FSDP add where
-it would average, and `ShardedExperts` add by nature.
+it would average, and `ShardedExperts` add by nature. A small model stays whole on every rank:
+`replicate` makes its weights equal, and `sum_gradients` adds.
 
 What takes part in a collective (forward, backward, clipping, gathering a state) runs on all ranks.
 """
@@ -15,7 +16,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from polypath.routing import MoE, routed_layers
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+Value = TypeVar("Value")
 _HOW = "start with `torchrun --nproc-per-node N`, or unset RANK, WORLD_SIZE and LOCAL_RANK"
 
 
@@ -120,12 +122,40 @@ def any_rank(flag: bool) -> bool:
     return bool(summed(torch.tensor(int(flag))))
 
 
-def from_main(text: str) -> str:
-    """Rank 0's text on every rank, such as the folder that it chose."""
-    texts = [text]
+def from_main(value: Value) -> Value:
+    """Rank 0's value on every rank, such as the folder that it chose, or what it measured."""
+    values = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(texts, src=0)
-    return texts[0]
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def replicate(model: nn.Module) -> None:
+    """Give every rank rank 0's weights and buffers; what is spread over ranks stays as it is."""
+    if world() == 1:
+        return
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not isinstance(tensor, DTensor):
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Add gradients up over ranks, in place; those of DTensors are sums already.
+
+    A parameter that only some ranks reached counts as 0 on the others; one that none reached stays
+    without a gradient, as in one process.
+    """
+    whole = [p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if world() == 1 or not whole:
+        return
+    reached = summed(torch.tensor([int(p.grad is not None) for p in whole]))
+    own = [p for p, ranks in zip(whole, reached.tolist(), strict=True) if ranks]
+    if not own:
+        return
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
+    total = summed(torch.cat([grad.flatten() for grad in grads]))
+    for p, grad in zip(own, total.split([p.numel() for p in own]), strict=True):
+        p.grad = grad.view_as(p).to(p.dtype)
 
 
 def parallelise(model: nn.Module, shard_experts: bool = False) -> nn.Module:
@@ -138,8 +168,7 @@ def parallelise(model: nn.Module, shard_experts: bool = False) -> nn.Module:
     """
     if world() == 1:
         return model
-    for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.detach(), src=0)
+    replicate(model)
     # Logits are views, which only matters to those who write into them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(next(model.parameters()).device.type, (world(),))

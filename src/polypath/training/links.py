@@ -21,6 +21,7 @@ from polypath.graphs.adjacency import Adjacency
 from polypath.graphs.predictors import LinkPredictor, link_scores
 from polypath.graphs.ranking import hits_at, mean_reciprocal_rank, ranks_among
 from polypath.graphs.splits import LinkSplit, sample_negatives
+from polypath.training import distribution
 from polypath.training.interrupt import Interrupted
 from polypath.training.parts import Reporter
 
@@ -107,11 +108,15 @@ def fit_links(
     An epoch draws one negative for each training edge, then goes over both in batches of the same
     order; a last batch that is not full is left out, unless it is the only one. The test pairs are
     scored once, at the end. before_epoch: called with 0, 1, … The reporter hears of each epoch.
+    Ranks start from rank 0's weights and share the pairs of a batch; all take out the edges of the
+    whole batch. Without dropout and sampling they give one process's losses, to rounding; masks and
+    samples each rank draws for its own pairs, from the same seed.
     Raises InputError for a loss that is not finite; Interrupted where the reporter says stop.
     """
     fit, began = LinkFit(), time.perf_counter()
     device = next(predictor.parameters()).device
     graph, x = task.split.graph, None if task.x is None else task.x.to(device)
+    distribution.replicate(predictor)
     state = _copy(predictor)
     optimiser = torch.optim.Adam(
         [
@@ -132,7 +137,7 @@ def fit_links(
             loss = _epoch(predictor, task, training, graph, x, optimiser, generator)
             if not math.isfinite(loss):
                 raise InputError(f"the loss is {loss} in epoch {epoch + 1}; a lower rate may help")
-            valid = evaluate(predictor, task, x, graph, "valid")
+            valid = distribution.from_main(evaluate(predictor, task, x, graph, "valid"))
             fit.losses.append(loss)
             fit.valids.append(valid)
             if valid > fit.valid:
@@ -140,13 +145,13 @@ def fit_links(
             if reporter is not None:
                 seen = task.split.train.shape[1] / (time.perf_counter() - start)
                 reporter.advance(loss, seen)
-                if reporter.stop():
-                    raise Interrupted
+            if distribution.any_rank(reporter is not None and reporter.stop()):
+                raise Interrupted
             if training.patience is not None and epoch + 1 - fit.epoch >= training.patience:
                 break
     predictor.load_state_dict(state)
     predictor.eval()
-    fit.test = evaluate(predictor, task, x, task.test_graph, "test")
+    fit.test = distribution.from_main(evaluate(predictor, task, x, task.test_graph, "test"))
     fit.seconds = time.perf_counter() - began
     return fit
 
@@ -169,24 +174,33 @@ def _epoch(
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> float:
-    """The mean loss of an epoch's batches."""
-    device = next(predictor.parameters()).device
+    """The mean loss of an epoch's batches, the same on every rank."""
     predictor.train()
-    losses = []
-    for positives, negatives in batches(task.split.train, graph, training.batch, generator):
-        seen = graph.without(positives) if training.removal else graph
-        pairs = torch.cat([positives, negatives], 1).to(device)
-        logits = cast(LinkPredictor, predictor).score(seen.to(device), x, pairs)
-        right, wrong = logits.split([positives.shape[1], negatives.shape[1]])
-        loss = F.softplus(-right).mean() + F.softplus(wrong).mean()
+    shares = []
+    for batch in batches(task.split.train, graph, training.batch, generator):
+        seen = graph.without(batch[0]) if training.removal else graph
+        share = _share(predictor, seen, x, batch)
         optimiser.zero_grad()
-        loss.backward()
+        share.backward()
+        distribution.sum_gradients(predictor)
         if training.clip is not None:
             for own in _parts(predictor):
                 nn.utils.clip_grad_norm_(own, training.clip)
         optimiser.step()
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
+        shares.append(share.detach())
+    return float(distribution.summed(torch.stack(shares)).mean())
+
+
+def _share(
+    predictor: nn.Module, seen: Adjacency, x: Tensor | None, batch: tuple[Tensor, Tensor]
+) -> Tensor:
+    """This rank's share of the loss of a batch's positives and negatives, each (2, B)."""
+    device, count = next(predictor.parameters()).device, batch[0].shape[1]
+    own = [pairs.tensor_split(distribution.world(), 1)[distribution.rank()] for pairs in batch]
+    pairs = torch.cat(own, 1).to(device)
+    logits = cast(LinkPredictor, predictor).score(seen.to(device), x, pairs)
+    right, wrong = logits.split([part.shape[1] for part in own])
+    return F.softplus(-right).sum() / count + F.softplus(wrong).sum() / count
 
 
 def batches(

@@ -137,12 +137,13 @@ def fit_triples(
 ) -> TripleFit:
     """Train on `split.lessons`, leave the model in its best state by validation.
 
-    Half of a batch's facts are asked for their tails, half for their heads. Ranks share the
-    questions of a batch; all take out the edges of the whole batch. The reporter hears of each
-    epoch: its loss, and facts a second.
+    Half of a batch's facts are asked for their tails, half for their heads. Ranks start from rank
+    0's weights and share the questions of a batch; all take out the edges of the whole batch. The
+    reporter hears of each epoch: its loss, and facts a second.
     Raises InputError for a loss that is not finite; Interrupted where the reporter says stop.
     """
     graph, fit, began = split.train, TripleFit(), time.perf_counter()
+    distribution.replicate(model)
     removal, valid_known = Removal(graph.edges()), split.known()[0]
     known = Known(graph, graph.facts, split.lessons)
     optimiser = torch.optim.Adam(model.parameters(), training.rate)
@@ -158,7 +159,8 @@ def fit_triples(
         if not math.isfinite(total):
             raise InputError(f"the loss is {total} in epoch {epoch}; a lower rate may help")
         if epoch % every == 0 or epoch == training.epochs:
-            fit.valids.append(rank_tails(model, graph, split.valid, valid_known).mrr)
+            looked = rank_tails(model, graph, split.valid, valid_known)
+            fit.valids.append(distribution.from_main(looked.mrr))
             if fit.valids[-1] > fit.valid:
                 fit.valid, fit.epoch, state = fit.valids[-1], epoch, _copy(model)
         if reporter is not None:
@@ -200,6 +202,7 @@ def step(
     share = self_adversarial_loss(scores, training.temperature).sum() / len(batch.heads)
     optimiser.zero_grad()
     share.backward()
+    distribution.sum_gradients(model)
     optimiser.step()
     return float(distribution.summed(share))
 
