@@ -14,7 +14,8 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="Triton comes with torch for GPUs")
 
 from polypath.graphs import Incoming, pass_messages, pass_statistics  # noqa: E402
-from polypath.graphs.gpu import STATISTICS, Gather  # noqa: E402
+from polypath.graphs.fused import STATISTICS  # noqa: E402
+from polypath.graphs.gpu import Gather  # noqa: E402
 
 
 def drawn(sizes: tuple[int, ...], dependent: bool) -> tuple[Incoming, list[Tensor]]:

@@ -84,7 +84,7 @@ def test_both_orders_of_a_pair_have_the_same_features(graph: nx.Graph) -> None:
     found = pair_features(adjacency, pairs, PAIR_FEATURES)
     assert torch.equal(found, pair_features(adjacency, pairs.flip(0), PAIR_FEATURES))
     assert found.shape == (pairs.shape[1], width(PAIR_FEATURES)) and found.isfinite().all()
-    # A pair does not depend on those beside it, but for where the power iteration ends.
+    # A pair does not depend on those beside it, but for the end from which PageRank sees it.
     alone = [pair_features(adjacency, pair[:, None], PAIR_FEATURES) for pair in pairs.T[:4]]
     if alone:
         torch.testing.assert_close(torch.cat(alone), found[:4], rtol=0, atol=1e-5)

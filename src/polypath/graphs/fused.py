@@ -18,84 +18,74 @@ from torch.autograd import Function
 from polypath.graphs.kernels import array, inner, kernel
 
 OPERATIONS = {"times": 0, "plus": 1, "minimum": 2}
+STATISTICS = ("sum", "squares", "max", "min")
+SUM, MAX = STATISTICS.index("sum"), STATISTICS.index("max")
 TILE = 512
 """Columns of a tile at most: what a node gathers stays in the nearest cache."""
 
 
-class Sum(Function):
-    """The sum of messages and boundary."""
+class Gather(Function):
+    """The sum, the maximum or the minimum of messages and boundary, or all `STATISTICS`, in order.
+
+    edges: `passing.Incoming`. asked: a name of what is gathered, or all.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, edges: Any, h: Tensor, values: Tensor, boundary: Tensor, message: str
-    ) -> Tensor:
-        ctx.edges, ctx.message = edges, OPERATIONS[message]
-        ctx.save_for_backward(h, values)
-        found = boundary.contiguous().clone()
-        _sum(
-            *_graph(edges), _columns(h), _values(values, h), ctx.message, _width(h), _columns(found)
-        )
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        h, values = ctx.saved_tensors
-        return None, *_back(ctx, h, values, grads), None
-
-
-class Extreme(Function):
-    """The greatest or the least of messages and boundary."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, edges: Any, h: Tensor, values: Tensor, boundary: Tensor, message: str, which: str
-    ) -> Tensor:
-        ctx.edges, ctx.message = edges, OPERATIONS[message]
-        found = boundary.contiguous().clone()
-        greatest, columns = which == "max", _columns(found)
-        _extreme(
-            *_graph(edges),
-            _columns(h),
-            _values(values, h),
-            ctx.message,
-            _width(h),
-            greatest,
-            columns,
-        )
-        ctx.save_for_backward(h, values, boundary, found)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        h, values, boundary, found = ctx.saved_tensors
-        return None, *_back(ctx, h, values, grads, boundary, (found,)), None, None
-
-
-class Statistics(Function):
-    """Sum, sum of squares, maximum and minimum."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, edges: Any, h: Tensor, values: Tensor, boundary: Tensor, message: str
+        ctx: Any,
+        edges: Any,
+        h: Tensor,
+        values: Tensor,
+        boundary: Tensor,
+        message: str,
+        asked: tuple[str, ...],
     ) -> tuple[Tensor, ...]:
         ctx.edges, ctx.message = edges, OPERATIONS[message]
         boundary = boundary.contiguous()
-        found = [boundary.clone(), boundary * boundary, boundary.clone(), boundary.clone()]
-        columns = [_columns(part) for part in found]
-        _statistics(
-            *_graph(edges), _columns(h), _values(values, h), ctx.message, _width(h), *columns
-        )
-        ctx.save_for_backward(h, values, boundary, *found[2:])
+        found = [boundary * boundary if name == "squares" else boundary.clone() for name in asked]
+        given = *_graph(edges), *_inputs(h, values), ctx.message, _width(h)
+        columns = [*map(_columns, found)]
+        if asked == STATISTICS:
+            _statistics(*given, *columns)
+        else:
+            _one(*given, STATISTICS.index(asked[0]), *columns)
+        peaks = [part for part, name in zip(found, asked, strict=True) if name in ("max", "min")]
+        ctx.save_for_backward(h, values, boundary if peaks else None, *peaks)
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        h, values, boundary, *extremes = ctx.saved_tensors
-        return None, *_back(ctx, h, values, grads, boundary, tuple(extremes)), None
+        """From gradients of the sums, of the squares and of the peaks, those that there are."""
+        h, values, boundary, *peaks = ctx.saved_tensors
+        smooth, steep = grads[: len(grads) - len(peaks)], grads[len(grads) - len(peaks) :]
+        nothing = _columns(h[:0])
+        sums, squares = [*map(_columns, smooth), nothing, nothing][:2]
+        of_h, of_boundary = h.new_zeros(h.shape), h.new_zeros(h.shape)
+        wide = values.new_zeros(len(values) if ctx.needs_input_grad[2] else 0, *h.shape[1:])
+        _gradients(
+            *_graph(ctx.edges),
+            *_inputs(h, values),
+            ctx.message,
+            _width(h),
+            _columns(h if boundary is None else boundary),
+            sums,
+            squares,
+            _stacked(tuple(peaks), h),
+            _stacked(steep, h),
+            _columns(of_h),
+            _columns(wide),
+            _columns(of_boundary),
+        )
+        of_values = wide.sum(1) if values.ndim == 2 else wide
+        return None, of_h, of_values, of_boundary, None, None
 
 
 def _graph(edges: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return array(edges.starts), array(edges.sources), array(edges.types)
+
+
+def _inputs(h: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    return _columns(h), array(wide_values(values, h.shape[1]))
 
 
 def _width(h: Tensor) -> int:
@@ -108,11 +98,11 @@ def _columns(x: Tensor) -> np.ndarray:
     return array(x.flatten(1))
 
 
-def _values(values: Tensor, h: Tensor) -> np.ndarray:
+def wide_values(values: Tensor, queries: int) -> Tensor:
     """Values as (R, columns), or (R, 1) where one value is that of all columns."""
     if values.ndim == 2 and values.shape[1] > 1:
-        values = values[:, None].expand(-1, h.shape[1], -1)
-    return array(values.flatten(1))
+        values = values[:, None].expand(-1, queries, -1)
+    return values.flatten(1)
 
 
 def _stacked(parts: tuple[Tensor, ...], h: Tensor) -> np.ndarray:
@@ -121,38 +111,6 @@ def _stacked(parts: tuple[Tensor, ...], h: Tensor) -> np.ndarray:
     return array(
         torch.stack(parts).view(-1, len(h), columns) if parts else h.new_zeros(0, 0, columns)
     )
-
-
-def _back(
-    ctx: Any,
-    h: Tensor,
-    values: Tensor,
-    grads: tuple[Tensor, ...],
-    boundary: Tensor | None = None,
-    peaks: tuple[Tensor, ...] = (),
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of h, values and boundary, from those of the sums, the squares and the peaks."""
-    smooth, steep = grads[: len(grads) - len(peaks)], grads[len(grads) - len(peaks) :]
-    nothing = _columns(h[:0])
-    sums, squares = [*map(_columns, smooth), nothing, nothing][:2]
-    of_h, of_boundary = h.new_zeros(h.shape), h.new_zeros(h.shape)
-    wide = values.new_zeros(len(values) if ctx.needs_input_grad[2] else 0, *h.shape[1:])
-    _gradients(
-        *_graph(ctx.edges),
-        _columns(h),
-        _values(values, h),
-        ctx.message,
-        _width(h),
-        _columns(h if boundary is None else boundary),
-        sums,
-        squares,
-        _stacked(peaks, h),
-        _stacked(steep, h),
-        _columns(of_h),
-        _columns(wide),
-        _columns(of_boundary),
-    )
-    return of_h, wide.sum(1) if values.ndim == 2 else wide, of_boundary
 
 
 @inner
@@ -224,7 +182,7 @@ def _statistics(
 
 
 @kernel
-def _sum(
+def _one(
     starts: np.ndarray,
     sources: np.ndarray,
     types: np.ndarray,
@@ -232,46 +190,27 @@ def _sum(
     values: np.ndarray,
     operation: int,
     width: int,
-    sums: np.ndarray,
-) -> None:
-    for tile in prange(-(-h.shape[1] // width)):
-        first, last = tile * width, min(tile * width + width, h.shape[1])
-        buffer, found = np.empty(width, h.dtype), np.empty(last - first, h.dtype)
-        for node in range(len(starts) - 1):
-            total = sums[node, first:last]
-            for edge in range(starts[node], starts[node + 1]):
-                value = _row(values, types[edge], first, last, buffer)
-                messages_of(h[sources[edge], first:last], value, operation, found)
-                for c in range(last - first):
-                    total[c] += found[c]
-
-
-@kernel
-def _extreme(
-    starts: np.ndarray,
-    sources: np.ndarray,
-    types: np.ndarray,
-    h: np.ndarray,
-    values: np.ndarray,
-    operation: int,
-    width: int,
-    greatest: bool,
+    which: int,
     found: np.ndarray,
 ) -> None:
+    """One of `STATISTICS`, by its place there; not the squares."""
     for tile in prange(-(-h.shape[1] // width)):
         first, last = tile * width, min(tile * width + width, h.shape[1])
-        buffer, own = np.empty(width, h.dtype), np.empty(last - first, h.dtype)
+        buffer, m = np.empty(width, h.dtype), np.empty(last - first, h.dtype)
         for node in range(len(starts) - 1):
-            best = found[node, first:last]
+            own = found[node, first:last]
             for edge in range(starts[node], starts[node + 1]):
                 value = _row(values, types[edge], first, last, buffer)
-                messages_of(h[sources[edge], first:last], value, operation, own)
-                if greatest:
+                messages_of(h[sources[edge], first:last], value, operation, m)
+                if which == SUM:
                     for c in range(last - first):
-                        best[c] = own[c] if own[c] > best[c] else best[c]
+                        own[c] += m[c]
+                elif which == MAX:
+                    for c in range(last - first):
+                        own[c] = m[c] if m[c] > own[c] else own[c]
                 else:
                     for c in range(last - first):
-                        best[c] = own[c] if own[c] < best[c] else best[c]
+                        own[c] = m[c] if m[c] < own[c] else own[c]
 
 
 @kernel

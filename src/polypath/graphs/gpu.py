@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
+from polypath.graphs.fused import OPERATIONS, STATISTICS, wide_values
+
 BLOCK = 128
 """Columns of a program."""
 
@@ -152,12 +154,8 @@ def _backward(
             tl.atomic_add(of_values + row + column, by_value, inside)
 
 
-OPERATIONS = {"times": 0, "plus": 1, "minimum": 2}
-STATISTICS = ("sum", "squares", "max", "min")
-
-
 class Gather(Function):
-    """Those of sum, sum of squares, maximum and minimum that are asked for, in this order.
+    """Those of `STATISTICS` that are asked for, in their order.
 
     edges: `passing.Incoming`, on the device of all else.
     """
@@ -175,7 +173,7 @@ class Gather(Function):
         shape, boundary = h.shape, boundary.flatten(1).contiguous()
         found = [torch.empty_like(boundary) if name in asked else None for name in STATISTICS]
         h = h.flatten(1).contiguous()
-        spread = _columns(values, h.shape[1])
+        spread = wide_values(values, shape[1]).contiguous()
         _forward[_grid(h)](
             edges.starts,
             edges.sources,
@@ -231,13 +229,6 @@ class Gather(Function):
 
 def _grid(h: Tensor) -> tuple[int, int]:
     return len(h), triton.cdiv(h.shape[1], BLOCK)
-
-
-def _columns(values: Tensor, columns: int) -> Tensor:
-    """(R, columns), or (R, 1) where one value is that of all columns."""
-    if values.ndim == 2 and values.shape[1] > 1:
-        values = values.repeat(1, columns // values.shape[1])
-    return values.flatten(1).contiguous()
 
 
 def _strides(values: Tensor) -> tuple[int, int]:

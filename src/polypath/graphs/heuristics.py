@@ -7,21 +7,25 @@ Source: HeaRT (Li et al. 2023); Link-MoE (Ma et al. 2024), features of the gate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numba import prange
 from scipy import sparse
 from scipy.sparse import csgraph
 from torch import Tensor
 
 from polypath.errors import InputError
 from polypath.graphs.adjacency import Adjacency, check_pairs
-from polypath.graphs.kernels import array
+from polypath.graphs.kernels import array, inner, kernel
 from polypath.graphs.overlap import common_sums
 
 BLOCK = 1 << 24
 """How many entries of rows over all nodes are in memory at once."""
+WIDE = 32
+"""How many walks a thread follows at once, at most."""
 
 
 def shared_neighbours(graph: Adjacency, pairs: Tensor) -> Tensor:
@@ -95,12 +99,11 @@ def personalised_pagerank(
 ) -> Tensor:
     """How often a walk that restarts at one end is at the other, the mean of both ways.
 
-    See `pagerank_rows`. Raises InputError unless 0 < damping < 1.
+    Each way is exact to `tolerance`; see `pagerank_rows`, also for errors.
     """
     check_pairs(pairs, graph.num_nodes)
-    rows = pagerank_rows(graph, damping, tolerance)
-    both = _from_each(graph, pairs, rows), _from_each(graph, pairs.flip(0), rows)
-    return (both[0] + both[1]) / 2
+    shares = _from_each(graph, pairs, _pagerank_shares(graph, damping, tolerance))
+    return shares * graph.degrees[pairs].sum(0) / 2
 
 
 def pagerank_rows(
@@ -108,25 +111,101 @@ def pagerank_rows(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """From nodes (S,) to (S, N): how often walks that restart at each are at every node.
 
-    Power iteration until no row changes by more than `tolerance` in all; a node without neighbours
-    keeps its walk. Raises InputError unless 0 < damping < 1.
+    The errors of a row, but for rounding, are at most `tolerance` in all; a node without neighbours
+    keeps its walk.
+    Raises InputError unless 0 < damping < 1 and tolerance > 0.
     """
-    if not 0 < damping < 1:
-        raise InputError(f"personalised_pagerank: damping={damping}; between 0 and 1 is right")
-    degrees = array(graph.degrees)
-    steps = sparse.diags(1 / np.maximum(degrees, 1)) @ to_scipy(graph)
-    steps = (steps + sparse.diags((degrees == 0).astype(float))).T.tocsr()
+    shares, degrees = _pagerank_shares(graph, damping, tolerance), array(graph.degrees)
+    return lambda nodes: shares(nodes) * np.maximum(degrees, 1)
+
+
+def _pagerank_shares(
+    graph: Adjacency, damping: float, tolerance: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Rows of PageRank over the degree of where a walk is, which are symmetric.
+
+    As walks are reversible, they are rows of (1 - damping) (D - damping A)^-1, with degrees D.
+    """
+    if not (0 < damping < 1 and tolerance > 0):
+        raise InputError(
+            f"personalised_pagerank: damping={damping}, tolerance={tolerance}; between 0 and 1, "
+            "and above 0, is right"
+        )
+    # What is left of an error, as its Euclidean norm in the basis in which steps are symmetric;
+    # the sum of a row's errors is at most √M times that.
+    left = tolerance / math.sqrt(max(len(graph.nodes), 1))
+    given = array(graph.starts), array(graph.nodes), damping, _chebyshev(damping, left)
 
     def rows(nodes: np.ndarray) -> np.ndarray:
-        start = _units(graph, nodes)
-        now = start
-        while True:
-            after = damping * (steps @ now) + (1 - damping) * start
-            if np.abs(after - now).sum(0).max() <= tolerance:
-                return after.T
-            now = after
+        threads = torch.get_num_threads()
+        parts = threads * max(-(-len(nodes) // (threads * WIDE)), 1)
+        found = np.empty((len(nodes), graph.num_nodes))
+        _walk(*given, nodes, max(-(-len(nodes) // parts), 1), found)
+        return found
 
     return rows
+
+
+def _chebyshev(radius: float, left: float) -> np.ndarray:
+    """The factors of Chebyshev's iteration, as many as leave this share of an error at most.
+
+    radius: of the spectrum. An error's share after k steps is 1 / cosh(k arcosh(1 / radius)), where
+    the power method leaves radius^k. Source: Golub and Varga 1961.
+    """
+    steps = math.ceil(math.acosh(max(1 / left, 1)) / math.acosh(1 / radius))
+    factors = [1.0, 1 / (1 - radius**2 / 2)]
+    while len(factors) < steps:
+        factors.append(1 / (1 - radius**2 * factors[-1] / 4))
+    return np.array(factors)
+
+
+@kernel
+def _walk(
+    starts: np.ndarray,
+    nodes: np.ndarray,
+    damping: float,
+    factors: np.ndarray,
+    sources: np.ndarray,
+    width: int,
+    found: np.ndarray,
+) -> None:
+    """Set rows of found, (S, N); a thread has the walks of a few sources side by side."""
+    for part in prange(-(-len(sources) // width)):
+        first = part * width
+        own = sources[first : first + width]
+        now = np.zeros((len(starts) - 1, len(own)))
+        other = np.zeros((len(starts) - 1, len(own)))
+        for factor in factors:
+            _step(starts, nodes, damping, factor, own, now, other)
+            now, other = other, now
+        for c in range(len(own)):
+            for node in range(len(now)):
+                found[first + c, node] = max(now[node, c], 0.0)
+
+
+@inner
+def _step(
+    starts: np.ndarray,
+    nodes: np.ndarray,
+    damping: float,
+    factor: float,
+    sources: np.ndarray,
+    now: np.ndarray,
+    found: np.ndarray,
+) -> None:
+    """From what was before, which found has, to what is next: found += factor · (step - found)."""
+    for node in range(len(starts) - 1):
+        row = found[node]
+        for c in range(len(row)):
+            row[c] -= factor * row[c]
+        share = factor * damping / max(starts[node + 1] - starts[node], 1)
+        for edge in range(starts[node], starts[node + 1]):
+            other = now[nodes[edge]]
+            for c in range(len(row)):
+                row[c] += share * other[c]
+    for c in range(len(sources)):
+        degree = starts[sources[c] + 1] - starts[sources[c]]
+        found[sources[c], c] += factor * ((1 - damping) / degree if degree else 1.0)
 
 
 def shortest_path(graph: Adjacency, pairs: Tensor) -> Tensor:
@@ -166,9 +245,15 @@ def _blocks(graph: Adjacency, pairs: Tensor) -> Iterator[tuple[slice, np.ndarray
 
 
 def _from_each(graph: Adjacency, pairs: Tensor, rows: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    """Entries of rows (nodes, N) that are computed once for each of the first ends."""
+    """Entries of a symmetric matrix (N, N), whose rows (nodes, N) are computed once for a node.
+
+    A pair is found in the row of the end that is in more of the pairs: so there are few rows.
+    """
     found = np.zeros(pairs.shape[1])
-    first, second = array(pairs)
+    i, j = array(pairs)
+    counts = np.bincount(array(pairs.flatten()), minlength=graph.num_nodes)
+    turn = (counts[i] < counts[j]) | ((counts[i] == counts[j]) & (i > j))
+    first, second = np.where(turn, j, i), np.where(turn, i, j)
     order = np.argsort(first, kind="stable")
     nodes, starts = np.unique(first[order], return_index=True)
     ends = [*starts[1:], len(first)]

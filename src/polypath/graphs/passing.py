@@ -120,17 +120,7 @@ def pass_messages(
     goes to the boundary, else to the first edge.
     Raises InputError when shapes do not fit together.
     """
-    _check(edges, h, values, boundary, weights)
-    engine = _engine(h, message, weights)
-    if engine == "reference":
-        return reference(edges, h, values, boundary, message, aggregate, weights)
-    if engine == "triton":
-        from polypath.graphs.gpu import Gather
-
-        return Gather.apply(edges, h, values, boundary, message, (aggregate,))[0]
-    if aggregate == "sum":
-        return fused.Sum.apply(edges, h, values, boundary, message)
-    return fused.Extreme.apply(edges, h, values, boundary, message, aggregate)
+    return _gathered(edges, h, values, boundary, message, (aggregate,), weights)[0]
 
 
 def pass_statistics(
@@ -145,31 +135,30 @@ def pass_statistics(
 
     Arguments and errors as those of `pass_messages`. Source: PNA (Corso et al. 2020).
     """
+    given = (edges, h, values, boundary, message)
+    total, square, high, low = _gathered(*given, fused.STATISTICS, weights)
+    return total, square, high, low
+
+
+def _gathered(
+    edges: Incoming,
+    h: Tensor,
+    values: Tensor,
+    boundary: Tensor,
+    message: Message,
+    asked: tuple[str, ...],
+    weights: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """What is asked for, on a CPU by compiled loops, on a GPU that has it by Triton."""
     _check(edges, h, values, boundary, weights)
-    engine = _engine(h, message, weights)
-    if engine == "triton":
-        from polypath.graphs.gpu import STATISTICS, Gather
+    if weights is None and message != "rotate":
+        if h.device.type == "cpu":
+            return fused.Gather.apply(edges, h, values, boundary, message, asked)
+        if h.device.type == "cuda" and find_spec("triton") is not None:
+            from polypath.graphs import gpu
 
-        return Gather.apply(edges, h, values, boundary, message, STATISTICS)
-    if engine == "reference":
-        found = messages(edges, h, values, message, weights)
-        return (
-            boundary.index_add(0, edges.targets, found),
-            (boundary * boundary).index_add(0, edges.targets, found * found),
-            _extreme(edges, found, boundary, "max"),
-            _extreme(edges, found, boundary, "min"),
-        )
-    return fused.Statistics.apply(edges, h, values, boundary, message)
-
-
-def _engine(h: Tensor, message: Message, weights: Tensor | None) -> str:
-    """Which of the ways is taken: "fused" on a CPU, "triton" on a GPU that has it, "reference"."""
-    if weights is not None or message == "rotate":
-        return "reference"
-    if h.device.type == "cpu":
-        return "fused"
-    found = h.device.type == "cuda" and find_spec("triton") is not None
-    return "triton" if found else "reference"
+            return gpu.Gather.apply(edges, h, values, boundary, message, asked)
+    return reference(edges, h, values, boundary, message, asked, weights)
 
 
 def messages(
@@ -198,19 +187,22 @@ def reference(
     values: Tensor,
     boundary: Tensor,
     message: Message,
-    aggregate: Aggregate,
+    asked: tuple[str, ...],
     weights: Tensor | None = None,
-) -> Tensor:
-    """`pass_messages` as the equation reads, on any device, with gradients to everything."""
+) -> tuple[Tensor, ...]:
+    """Some of `fused.STATISTICS` as the equations read, on any device, with all gradients."""
     found = messages(edges, h, values, message, weights)
-    if aggregate == "sum":
-        return boundary.index_add(0, edges.targets, found)
-    return _extreme(edges, found, boundary, aggregate)
+    of = {
+        "sum": lambda: boundary.index_add(0, edges.targets, found),
+        "squares": lambda: (boundary * boundary).index_add(0, edges.targets, found * found),
+        "max": lambda: _extreme(edges, found, boundary, "amax"),
+        "min": lambda: _extreme(edges, found, boundary, "amin"),
+    }
+    return tuple(of[name]() for name in asked)
 
 
-def _extreme(edges: Incoming, found: Tensor, boundary: Tensor, aggregate: Aggregate) -> Tensor:
+def _extreme(edges: Incoming, found: Tensor, boundary: Tensor, reduce: str) -> Tensor:
     """The extreme of messages and boundary; its gradient goes to one of them."""
-    reduce = "amax" if aggregate == "max" else "amin"
     targets = edges.targets
     with torch.no_grad():
         index = targets[:, None, None].expand_as(found)

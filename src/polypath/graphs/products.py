@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import functional as F
 
 from polypath.errors import InputError
 from polypath.graphs.adjacency import Adjacency
 from polypath.graphs.kernels import array, inner
+from polypath.graphs.overlap import Ragged
 
 
 class EdgeWeights(NamedTuple):
@@ -63,16 +63,7 @@ class _Product(Function):
 
 
 def _product(adjacency: Adjacency, values: Tensor, h: Tensor) -> Tensor:
-    if not len(values):
-        return h.new_zeros(h.shape)
-    return F.embedding_bag(
-        adjacency.nodes,
-        h,
-        adjacency.starts,
-        mode="sum",
-        per_sample_weights=values,
-        include_last_offset=True,
-    )
+    return Ragged(adjacency.starts, adjacency.nodes).pool(h, values)
 
 
 def reversed_entries(adjacency: Adjacency) -> Tensor:
