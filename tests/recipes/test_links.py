@@ -136,10 +136,8 @@ def test_graphs_are_those_that_are_asked_for(
     assert found.read().x.tolist() == [[1, 1], [1, 1], [0, 1], [0, 0]]  # type: ignore[union-attr]
     edges = tmp_path / "mine.csv"
     edges.write_text("ada,grace\ngrace,alan\n")
-    own = source(edges, None, None, tmp_path)
+    own = source(edges, "cora", None, tmp_path)  # such as a preset names
     assert own.read().names[0] == "ada" and own.read().x is None and own.published is None
-    with pytest.raises(InputError, match="name one of them"):
-        source(edges, "cora", None, tmp_path)
     with pytest.raises(InputError, match="did you mean 'cora'"):
         source(None, "corra", None, tmp_path)
     assert with_words(club).x.shape == (4, 2)  # type: ignore[union-attr]

@@ -49,9 +49,9 @@ class Config:
     these; mlp, gcn, gae, ncn, ncnc, nbfnet or link-moe. The first is what others are held
     against."""
     data: Path | None = None
-    """A file of edges, two names a line."""
+    """A file of edges, two names a line, instead of a data set."""
     data_set: str | None = None
-    """Instead: cora, citeseer, pubmed, or imports (modules of the Python standard library); by
+    """cora, citeseer, pubmed, or imports (modules of the Python standard library); by
     default Cora where data_dir has it, else imports."""
     data_dir: Path | None = None
     """A folder of public data sets; the one that POLYPATH_DATA names by default."""

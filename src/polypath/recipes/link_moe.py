@@ -47,9 +47,9 @@ class Config:
     seeds: int = 5
     """Splits of the links, with every expert and every gate on each."""
     data: Path | None = None
-    """A file of edges, two names a line."""
+    """A file of edges, two names a line, instead of a data set."""
     data_set: str | None = None
-    """Instead: cora, citeseer, pubmed, or imports (modules of the Python standard library, with the
+    """cora, citeseer, pubmed, or imports (modules of the Python standard library, with the
     words of their names); by default Cora where data_dir has it, else imports."""
     data_dir: Path | None = None
     """A folder of public data sets; the one that POLYPATH_DATA names by default."""

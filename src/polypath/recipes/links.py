@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polypath.errors import InputError, unknown
+from polypath.errors import unknown
 from polypath.graphs import (
     LinkSplit,
     NamedGraph,
@@ -202,10 +202,8 @@ def source(data: Path | None, data_set: str | None, data_dir: Path | None, folde
 
     data: a file of edges; else a data set by name, or Cora where data_dir, or the folder that
     POLYPATH_DATA names, has it; or the import graph, with the words of modules' names as features.
-    Raises InputError for another name, and for both.
+    Raises InputError for another name.
     """
-    if data is not None and data_set is not None:
-        raise InputError(f"data={data} and data_set={data_set}: name one of them")
     if data_set is not None and data_set not in DATA_SETS:
         raise unknown("data set", data_set, DATA_SETS)
     name = data_set or (CORA if has_cora(data_dir) else IMPORTS)
