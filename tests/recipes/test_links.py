@@ -61,6 +61,7 @@ def test_every_system_is_made_trained_and_scores(with_x: bool) -> None:
     assert len(predictor.experts) == (3 if with_x else 2)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_predictor() -> None:
     own = links(experts=("cn", "gae"))
     for name in ("mlp", "ncn", "link-moe"):

@@ -145,7 +145,8 @@ def test_a_run_judges_its_claims(tmp_path: Path) -> None:
         tmp_path / "run", "run nbfnet", *options, "--data", str(tmp_path / "ring.tsv")
     )
     assert first_column(outcome, 0) == [LEARNT, USUAL, *ABLATED]
-    assert len(outcome["claims"]) == 3 and len(outcome["figures"]) == 1
+    assert len(outcome["claims"]) == 3
+    assert [figure["kind"] for figure in outcome["figures"]] == ["curves", "paths"]
     options = ["--seeds", "2", "--graphs", KINSHIP, "--kinship-epochs", "3"]
     outcome = outcome_of(tmp_path / "other", "run nbfnet", *options)
     assert first_column(outcome, 0) == [DEEP, SHALLOW, *EMBEDDED]
